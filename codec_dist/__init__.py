@@ -1,0 +1,7 @@
+"""Contribution decomposition (CODEC) of vision models, from one laptop to a GPU cluster.
+
+Importing this package imports nothing heavy; import the room you need, for example
+``from codec_dist.attribution import Attributor``.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,47 @@
+"""One validated, frozen description of a run: read from YAML once, at the edge, then only passed on."""
+
+from codec_dist.config.loading import config_reference, config_schema, load_config, parse_config, save_config
+from codec_dist.config.sections import (
+    AttributionSection,
+    Choice,
+    ClusterSection,
+    Config,
+    ConfigError,
+    DataSection,
+    InterventionsSection,
+    ModelSection,
+    ModesSection,
+    ReportSection,
+    RunSection,
+    SaeGroup,
+    SaeSection,
+    Split,
+    TrackingSection,
+    TrainingSettings,
+    VisualizationSection,
+)
+
+__all__ = [
+    "AttributionSection",
+    "Choice",
+    "ClusterSection",
+    "Config",
+    "ConfigError",
+    "DataSection",
+    "InterventionsSection",
+    "ModelSection",
+    "ModesSection",
+    "ReportSection",
+    "RunSection",
+    "SaeGroup",
+    "SaeSection",
+    "Split",
+    "TrackingSection",
+    "TrainingSettings",
+    "VisualizationSection",
+    "config_reference",
+    "config_schema",
+    "load_config",
+    "parse_config",
+    "save_config",
+]

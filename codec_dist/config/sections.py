@@ -1,0 +1,273 @@
+"""The sections of a config. The text under each field is also its help on the command line."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from codec_dist.utils import CodecError
+
+
+class ConfigError(CodecError):
+    """A config, or an override on the command line, that cannot be used."""
+
+
+class PathField:
+    """Marks a field as a path or URL: relative paths are taken from the config file's folder."""
+
+
+Location = Annotated[str, PathField()]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings in which an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Choice(Section):
+    """A registered thing by name, with the options that it takes."""
+
+    name: str
+    """Name in the registry."""
+    options: dict[str, JsonValue] = {}
+    """Options that the named thing takes; checked by the registry."""
+
+
+class RunSection(Section):
+    """Where a run lives and what it is called."""
+
+    directory: Location
+    """Folder that holds all that the run writes."""
+    name: str = "run"
+    """Name shown in the report and on dashboards."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed from which every random choice of the run is derived."""
+
+
+class Split(Section):
+    """Fractions of the samples for fitting, for choosing, and for reporting; they add up to 1."""
+
+    fit: Fraction = 0.6
+    """Fraction on which classifiers (of the demo) and SAEs are fitted."""
+    select: Fraction = 0.2
+    """Fraction on which thresholds, models and top modes are chosen."""
+    evaluate: Fraction = 0.2
+    """Fraction from which every reported number comes."""
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if abs(self.fit + self.select + self.evaluate - 1) > 1e-9:
+            raise ValueError(f"fit + select + evaluate is {self.fit + self.select + self.evaluate:g}, not 1")
+        return self
+
+
+class DataSection(Section):
+    """The images: WebDataset shards and how they are divided."""
+
+    shards: Location
+    """Folder with shards NAME-000000.tar, ... and, once indexed, index.parquet."""
+    split: Split = Split()
+    """Fractions of the three disjoint parts."""
+    limit: Count | None = None
+    """Use only the first so many samples, for a quick try."""
+    image_fields: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
+    """File extensions in the tar that hold the image; the first present is decoded."""
+    label_field: str = "cls"
+    """Extension that holds the integer label; `json:FIELD` reads a field of the .json member."""
+    max_bad_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """A run with a larger fraction of undecodable samples fails."""
+    decode_threads: Count = 1
+    """Threads that decode images in each actor."""
+
+
+class PreprocessingSettings(Section):
+    """How an image becomes the model's input, where the model's own metadata do not say."""
+
+    size: Count
+    """Height and width of the model's input in pixels."""
+    resize: Count | None = None
+    """Resize the shorter side to this before the central crop; default: the size itself."""
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    """Interpolation of the resize."""
+    channels: Literal[1, 3] = 3
+    """Colour channels of the model's input: 1 (grey) or 3 (RGB)."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Mean per channel, subtracted from values in [0, 1]."""
+    std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
+    """Standard deviation per channel, divided by."""
+
+
+class ModelSection(Section):
+    """The model that is explained."""
+
+    spec: str
+    """torchvision:resnet50, timm:vit_base_patch16_224 or module:package.file:function."""
+    options: dict[str, JsonValue] = {}
+    """Keyword arguments for the function that builds the model."""
+    weights: Location = "default"
+    """`default` (the library's pretrained), `none` (random), or a safetensors or state-dict file."""
+    preprocessing: PreprocessingSettings | None = None
+    """How images are prepared; default: as the model's metadata say."""
+
+
+class AttributionSection(Section):
+    """What is computed for every image."""
+
+    layers: tuple[str, ...] = ("blocks",)
+    """Layer keys, globs over module names, or presets such as `blocks`."""
+    method: Choice = Choice(name="integrated_gradients", options={"steps": 10})
+    """Attribution method and its options."""
+    target: Choice = Choice(name="top_k", options={"k": 1})
+    """The scalar of the output that contributions explain, and its options."""
+    activations: bool = True
+    """Store reduced activations beside the contributions."""
+    gradients: bool = False
+    """Store reduced gradients beside the contributions."""
+    microbatch: Count = 64
+    """Images that pass through the model at once."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Type in which contributions are computed and stored."""
+    deterministic: bool = False
+    """Use only deterministic kernels on CUDA (CPUs always do)."""
+
+
+class ClusterSection(Section):
+    """Where the work runs. Results do not depend on it, except that threads per actor are recorded."""
+
+    address: str | None = None
+    """Ray cluster to join (`auto` or HOST:PORT); default: a cluster on this machine, ended with the run."""
+    actors: Count | None = None
+    """Extraction actors; default: one per GPU, or per CPU slot where there is no GPU."""
+    cpus_per_actor: Count = 1
+    """CPUs, and so threads, of each extraction actor."""
+    training_workers: Count | None = None
+    """Ranks of SAE training; default: one per GPU, or 2 where there is none."""
+    attempts: Count = 3
+    """How often a shard is tried before it is reported as failed."""
+    shard_timeout_seconds: Positive = 3600
+    """A shard that takes longer is given to another actor."""
+
+
+class TrainingSettings(Section):
+    """How SAEs are trained."""
+
+    epochs: Count = 150
+    """Passes over the rows of the fit part."""
+    batch_size: Count = 128
+    """Rows per step, over all ranks together."""
+    learning_rate: Positive = 2e-3
+    """Adam's step size."""
+    schedule: Literal["constant", "cosine", "plateau"] = "cosine"
+    """Learning rate over time; `plateau` halves it when the loss on the select part stalls (the paper's)."""
+    patience: Count = 10
+    """Epochs without improvement before `plateau` halves the rate."""
+
+
+class SaeGroup(Section):
+    """One SAE architecture, trained for each of some layers and quantities."""
+
+    architecture: Choice = Choice(name="topk", options={})
+    """Architecture and its options."""
+    layers: tuple[str, ...] = ("*",)
+    """Layer keys of the store, or globs over them."""
+    quantities: tuple[str, ...] = ("contribution-positive", "activation-positive")
+    """Stored quantities to decompose."""
+    training: TrainingSettings = TrainingSettings()
+    """Settings of the training."""
+
+
+class SaeSection(Section):
+    """The sparse autoencoders."""
+
+    groups: tuple[SaeGroup, ...] = (SaeGroup(),)
+    """Groups of SAEs; all are trained in one go."""
+    evaluations: Count = 10
+    """How many times during training the held-out metrics are computed and logged."""
+    checkpoints: Count = 5
+    """How many times during training a state to resume from is written."""
+
+
+class ModesSection(Section):
+    """The summary of what modes say about classes."""
+
+    correlation_threshold: Fraction = 0.2
+    """A mode with a class correlation above this counts as class-correlated."""
+    concepts: Location | None = None
+    """JSON file {concept: [class names or indices]} for superclasses."""
+
+
+class InterventionsSection(Section):
+    """The causal tests."""
+
+    percentages: tuple[Annotated[float, Field(gt=0, le=100)], ...] = (1, 2, 5, 10, 18, 25, 50, 80, 99)
+    """Percentages of a layer's channels that are ablated or preserved."""
+    layers: tuple[str, ...] = ("*",)
+    """Layer keys of the store, or globs over them."""
+    quantities: tuple[str, ...] = ("contribution-positive", "activation-positive")
+    """Quantities whose SAE modes rank the channels."""
+    off_targets: Count = 5
+    """Random off-target classes for each target class."""
+    random_draws: Count = 20
+    """Random channel rankings whose mean is the control."""
+    images_per_class: Count = 50
+    """At most so many images of each class of the evaluate part."""
+    batch_size: Count = 256
+    """Images, times conditions, that pass through the rest of the model at once."""
+
+
+class VisualizationSection(Section):
+    """Mode maps and galleries."""
+
+    layers: tuple[str, ...] = ("*",)
+    """Layer keys of the store, or globs over them."""
+    modes: Count = 6
+    """Modes per layer that are drawn."""
+    images: Count = 6
+    """Images per mode, those that load highest on it."""
+    channels: Count = 3
+    """Top channels of the mode that the map follows."""
+    median_filter: Annotated[int, Field(ge=0)] = 4
+    """Width in pixels of the median filter at an input of 224 (scaled to other sizes); 0 or 1: none."""
+    contrast: Positive = 7.0
+    """Factor on the map before it is clipped to [0, 1]."""
+
+
+class TrackingSection(Section):
+    """Where numbers are logged, beside metrics.jsonl."""
+
+    mode: Literal["offline", "online", "disabled"] = "offline"
+    """W&B mode; `offline` needs no account and never asks for one."""
+    project: str = "codec_dist"
+    """W&B project."""
+    entity: str | None = None
+    """W&B user or team; default: the account's own."""
+    tags: tuple[str, ...] = ()
+    """Tags of the W&B runs."""
+
+
+class ReportSection(Section):
+    """The HTML report."""
+
+    title: str | None = None
+    """Heading of the page; default: the run's name."""
+    modes: Count = 6
+    """Modes shown per layer."""
+
+
+class Config(Section):
+    """All settings of a run. Sections that do not concern a stage may differ without redoing it."""
+
+    run: RunSection
+    data: DataSection
+    model: ModelSection
+    attribution: AttributionSection = AttributionSection()
+    cluster: ClusterSection = ClusterSection()
+    sae: SaeSection = SaeSection()
+    modes: ModesSection = ModesSection()
+    interventions: InterventionsSection = InterventionsSection()
+    visualization: VisualizationSection = VisualizationSection()
+    tracking: TrackingSection = TrackingSection()
+    report: ReportSection = ReportSection()

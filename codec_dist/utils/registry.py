@@ -1,0 +1,74 @@
+"""Names that a config may use, and what each builds."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+from codec_dist.utils.errors import CodecError
+from codec_dist.utils.names import suggestion
+
+T = TypeVar("T")
+Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+
+class Registry(Generic[T]):
+    """A table from a name to a factory (a class or a function), which a user can extend.
+
+    ``kind`` names the entries in error messages; ``error`` is the class of the errors raised.
+    """
+
+    def __init__(self, kind: str, error: type[CodecError] = CodecError) -> None:
+        self.kind = kind
+        self._error = error
+        self._factories: dict[str, Callable[..., T]] = {}
+
+    def register(self, name: str) -> Callable[[Factory], Factory]:
+        """Decorator that enters a factory under ``name``."""
+
+        def enter(factory: Factory) -> Factory:
+            if name in self._factories:
+                raise self._error(f"the {self.kind} {name!r} is registered already: choose another name")
+            self._factories[name] = factory
+            return factory
+
+        return enter
+
+    def factory(self, name: str) -> Callable[..., T]:
+        """The factory called ``name``; an unknown name is refused with the nearest known ones."""
+        if name not in self._factories:
+            raise self._error(f"unknown {self.kind} {name!r}: {suggestion(name, self._factories)}")
+        return self._factories[name]
+
+    def build(self, name: str, options: Mapping[str, Any] | None = None, /, **context: Any) -> T:
+        """Build the entry ``name`` with ``options`` from a config and ``context`` from the caller.
+
+        Raises:
+            CodecError: unknown name, unknown or missing option, or a value the factory refuses.
+        """
+        factory = self.factory(name)
+        options = dict(options or {})
+        accepted = inspect.signature(factory).parameters
+        for option in options:
+            if option not in accepted or option in context:
+                known = [known for known in accepted if known not in context]
+                raise self._error(f"the {self.kind} {name!r} has no option {option!r}: {suggestion(option, known)}")
+        missing = [
+            parameter.name
+            for parameter in accepted.values()
+            if parameter.default is parameter.empty
+            and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            and parameter.name not in options
+            and parameter.name not in context
+        ]
+        if missing:
+            raise self._error(f"the {self.kind} {name!r} needs the option {missing[0]!r}")
+        try:
+            return factory(**options, **context)
+        except (TypeError, ValueError) as error:
+            raise self._error(f"the {self.kind} {name!r} refuses its options {options}: {error}") from error
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._factories
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._factories))
