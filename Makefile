@@ -1,0 +1,45 @@
+# The two commands of the README are `make demo` and `make test`; every target creates .venv when it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+OUT ?= runs/digits
+# SLOW=1 also runs the tests marked `slow`.
+MARKS := $(if $(SLOW),,-m "not slow")
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(INSTALLED)  ## Create .venv and install the package with its development tools
+
+# uv goes into the venv first: it installs the torch stack several times faster than pip.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev,vision]'
+	@touch $@
+
+demo: $(INSTALLED)  ## The main job on real digits: images to report (OUT=DIR chooses the place)
+	$(BIN)/codec-dist demo --out $(OUT)
+
+test: lint  ## Lint, types, import contracts and tests (SLOW=1: the slow ones too)
+	$(BIN)/python -m pytest $(MARKS)
+
+lint: $(INSTALLED)  ## Format and lint checks, types, and the borders between rooms
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)  ## Rewrite the code as the formatter likes it
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(INSTALLED)  ## Measurements against a floor taken in the same run
+	$(BIN)/python -m benchmarks.attribution
+
+clean:  ## Remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
