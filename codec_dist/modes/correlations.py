@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -98,7 +97,7 @@ class LoadingCorrelations:
         self._class_samples += torch.bincount(labels, minlength=self.classes)
         self._class_sums.index_add_(0, labels, loadings)
 
-    def merge(self, other: "LoadingCorrelations") -> Self:
+    def merge(self, other: "LoadingCorrelations") -> "LoadingCorrelations":
         """Add what ``other`` has seen; returns self.
 
         Raises:

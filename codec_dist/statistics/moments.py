@@ -1,7 +1,5 @@
 """Mean, variance and range of columns in one pass, without cancellation."""
 
-from typing import Self
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -41,7 +39,7 @@ class Moments:
         mean = values.mean(dim=0)
         self._combine(len(values), mean, (values - mean).square().sum(dim=0), low, high)
 
-    def merge(self, other: "Moments") -> Self:
+    def merge(self, other: "Moments") -> "Moments":
         """Add what ``other`` has seen; returns self.
 
         Raises:
