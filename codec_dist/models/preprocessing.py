@@ -1,0 +1,90 @@
+"""From an image to the model's input, as torchvision's reference evaluation transform does it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from codec_dist.models.errors import ModelError
+
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize the shorter side, crop the center, scale to [0, 1], normalise each channel.
+
+    Attributes:
+        size: height and width of the result, in pixels.
+        resize: length of the shorter side before the crop, in pixels.
+        interpolation: ``nearest``, ``bilinear`` or ``bicubic``.
+        channels: 1 (grey) or 3 (RGB).
+        mean, std: per channel, for values in [0, 1].
+
+    Raises:
+        ModelError: the settings contradict each other.
+    """
+
+    size: int
+    resize: int
+    interpolation: str
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            known = ", ".join(INTERPOLATIONS)
+            raise ModelError(f"preprocessing: the interpolation {self.interpolation!r} is not known: use {known}")
+        if self.channels not in (1, 3):
+            raise ModelError(f"preprocessing: {self.channels} channels are asked: images have 1 (grey) or 3 (RGB)")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.channels:
+                raise ModelError(f"preprocessing: {name} has {len(values)} values for {self.channels} channels")
+        if min(self.size, self.resize) < 1 or min(self.std) <= 0:
+            raise ModelError("preprocessing: size, resize and std must be above 0")
+
+    def __call__(self, image: Image.Image) -> Float[Tensor, "channel height width"]:
+        """The normalised float32 input [channels, size, size] for one image."""
+        image = self._crop(self._resize(image.convert("L" if self.channels == 1 else "RGB")))
+        values = torch.from_numpy(np.array(image, dtype=np.uint8)).reshape(self.size, self.size, self.channels)
+        scaled = values.permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
+        mean, std = self._statistics(scaled)
+        return scaled.sub_(mean).div_(std)
+
+    def denormalise(
+        self, images: Float[Tensor, "*batch channel height width"]
+    ) -> Float[Tensor, "*batch channel height width"]:
+        """Undo the normalisation: colour values in [0, 1], for showing images."""
+        mean, std = self._statistics(images)
+        return (images * std + mean).clamp(0, 1)
+
+    def as_dict(self) -> Mapping[str, Any]:
+        """The settings as plain JSON values."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        return like.new_tensor(self.mean)[:, None, None], like.new_tensor(self.std)[:, None, None]
+
+    def _resize(self, image: Image.Image) -> Image.Image:
+        width, height = image.size
+        longer = int(self.resize * max(width, height) / min(width, height))
+        target = (self.resize, longer) if width <= height else (longer, self.resize)
+        return image if image.size == target else image.resize(target, INTERPOLATIONS[self.interpolation])
+
+    def _crop(self, image: Image.Image) -> Image.Image:
+        # A smaller image is set on black; the odd pixel falls as in torchvision's center_crop.
+        def start(length: int) -> int:
+            return round((length - self.size) / 2) if length >= self.size else -((self.size - length) // 2)
+
+        left, top = start(image.width), start(image.height)
+        return image.crop((left, top, left + self.size, top + self.size))
