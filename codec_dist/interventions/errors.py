@@ -1,0 +1,7 @@
+"""The error of this room."""
+
+from codec_dist.utils import CodecError
+
+
+class InterventionError(CodecError):
+    """An intervention that cannot be made, or a result that cannot be computed from the counts."""

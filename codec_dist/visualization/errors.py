@@ -1,0 +1,7 @@
+"""The error of this room."""
+
+from codec_dist.utils import CodecError
+
+
+class VisualizationError(CodecError):
+    """A picture that cannot be computed or drawn."""
