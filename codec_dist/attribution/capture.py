@@ -1,0 +1,215 @@
+"""Watching and changing hidden tensors of a model that stays exactly as it was found.
+
+Three contexts, from the plainest to the most able; each undoes what it did, also after an error:
+
+- :func:`borrowed` puts a model into the state in which it is explained;
+- :func:`edited` lets functions replace hidden tensors in each forward pass (ablation, steering, sharing
+  the layers before a chosen one between many conditions);
+- :class:`Capture` runs forward passes and hands out the hidden tensors, ready for ``torch.autograd.grad``.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from codec_dist.attribution.errors import AttributionError
+from codec_dist.models.layers import LayerKey
+
+Edit = Callable[[Tensor], Tensor]
+
+
+class Captured(NamedTuple):
+    """One forward pass."""
+
+    output: Any
+    """What the model returned."""
+    hidden: dict[LayerKey, Tensor]
+    """Hidden tensor of each site, in the order in which the pass reached them."""
+
+
+@contextmanager
+def borrowed(model: nn.Module) -> Iterator[None]:
+    """While open, ``model`` is in evaluation mode, its parameters are frozen, and no module works in place.
+
+    In-place modules would overwrite hidden tensors that are being watched. On exit the mode of every
+    module, the ``requires_grad`` flag of every parameter and every ``inplace`` flag are as before.
+    """
+    modules = list(model.modules())
+    training = [module for module in modules if module.training]
+    inplace = [module for module in modules if getattr(module, "inplace", False) is True]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for module in training:
+            module.training = False
+        for module in inplace:
+            module.inplace = False  # type: ignore[assignment]
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for module in inplace:
+            module.inplace = True  # type: ignore[assignment]
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def edited(model: nn.Module, edits: Mapping[LayerKey, Edit]) -> Iterator[None]:
+    """While open, every forward pass of ``model`` replaces hidden tensors.
+
+    Args:
+        model: the model; only hooks are added, and removed on exit. Use within :func:`borrowed` where the
+            model may be in training mode.
+        edits: for each site (reductions are ignored) a function from the hidden tensor, for example
+            [batch, channels, height, width], to what takes its place. It must not change its argument; it
+            may return another batch size, such as the batch repeated with a mask for each condition. A
+            module that is called several times calls it each time.
+
+    Raises:
+        AttributionError: the model has no such module, or, in the forward pass, the module's output or
+            input does not hold exactly one floating-point tensor.
+    """
+    with ExitStack() as stack:
+        for key, edit in edits.items():
+            try:
+                module = model.get_submodule(key.module)
+            except AttributeError as error:
+                raise AttributionError(f"layer {key}: the model has no module {key.module!r}") from error
+            if key.at_input:
+                handle = module.register_forward_pre_hook(partial(_edit_input, key, edit))
+            else:
+                handle = module.register_forward_hook(partial(_edit_output, key, edit))
+            stack.callback(handle.remove)
+        yield
+
+
+class Capture:
+    """Forward passes of a borrowed model whose hidden tensors are handed out.
+
+    Use as a context manager, as often as wanted::
+
+        with Capture(model, layers) as capture:
+            output, hidden = capture(images)
+            gradients = torch.autograd.grad(output.sum(), list(hidden.values()))
+
+    Every hidden tensor is a node of its own in the graph: gradients with respect to it follow only the
+    paths through that module's output (or, ``@input``, into that module). Where ``images`` need no
+    gradient the graph begins at the chosen layers that are reached first, so that nothing is stored for
+    the layers before. Under ``torch.no_grad`` hidden tensors are plain values. Do not use it under
+    ``torch.inference_mode``.
+    """
+
+    def __init__(self, model: nn.Module, layers: Iterable[LayerKey]) -> None:
+        self.model = model
+        self.sites = tuple(dict.fromkeys(key.site for key in layers))
+        self._hidden: dict[LayerKey, Tensor] = {}
+        self._handed: dict[LayerKey, tuple[Tensor, int]] = {}
+        # Sites whose tensor nothing downstream overwrites; until that is known they pass on a copy.
+        self._kept_intact: set[LayerKey] = set()
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(borrowed(self.model))
+            stack.enter_context(edited(self.model, {site: partial(self._keep, site) for site in self.sites}))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._forget()
+        self._stack.close()
+
+    def __call__(self, images: Tensor) -> Captured:
+        """Run the model.
+
+        Raises:
+            AttributionError: a layer was not reached, or more than once, or its module's output is not one
+                floating-point tensor.
+        """
+        self._forget()
+        try:
+            output = self.model(images)
+            missing = [site for site in self.sites if site not in self._hidden]
+            if missing:
+                raise AttributionError(
+                    f"layer {missing[0]} was not reached: the forward pass never calls this module; choose another"
+                )
+            self._learn_what_is_overwritten()
+            return Captured(output, self._hidden)
+        finally:
+            self._forget()
+
+    def _keep(self, site: LayerKey, hidden: Tensor) -> Tensor:
+        if site in self._hidden:
+            raise AttributionError(
+                f"layer {site} is called more than once in one forward pass, so its hidden tensor is ambiguous: "
+                "choose a module that is called once"
+            )
+        if hidden.requires_grad:
+            kept = hidden.view_as(hidden)
+        elif torch.is_grad_enabled():
+            kept = hidden.detach().requires_grad_()
+        else:
+            kept = hidden
+        handed = kept if site in self._kept_intact else kept.clone()
+        self._hidden[site] = kept
+        self._handed[site] = handed, handed._version
+        return handed
+
+    def _learn_what_is_overwritten(self) -> None:
+        # Functions such as `out += identity` work in place without a module that could be switched.
+        for site, (handed, version) in self._handed.items():
+            if handed._version == version:
+                self._kept_intact.add(site)
+            elif site in self._kept_intact:
+                raise AttributionError(f"layer {site} is overwritten in place in some forward passes only")
+
+    def _forget(self) -> None:
+        self._hidden, self._handed = {}, {}
+
+
+def _edit_output(key: LayerKey, edit: Edit, module: nn.Module, inputs: Any, output: Any) -> Any:
+    return _edit_only_tensor(key, edit, output)
+
+
+def _edit_input(key: LayerKey, edit: Edit, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    changed: tuple[Any, ...] = _edit_only_tensor(key, edit, inputs)
+    return changed
+
+
+def _edit_only_tensor(key: LayerKey, edit: Edit, value: Any) -> Any:
+    """Edit ``value``, or the one tensor in it if it is a tuple or list, and keep its form."""
+    if isinstance(value, tuple | list):
+        places = [place for place, item in enumerate(value) if isinstance(item, Tensor)]
+        if len(places) != 1:
+            raise AttributionError(
+                f"layer {key}: its module {'takes' if key.at_input else 'returns'} a {type(value).__name__} with "
+                f"{len(places)} tensors where one is needed: choose a module inside it or after it"
+            )
+        changed = list(value)
+        changed[places[0]] = edit(_floating(key, value[places[0]]))
+        return _like(value, changed)
+    if not isinstance(value, Tensor):
+        raise AttributionError(
+            f"layer {key}: its module returns a {type(value).__name__}, not a tensor: choose a module inside it"
+        )
+    return edit(_floating(key, value))
+
+
+def _floating(key: LayerKey, tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        raise AttributionError(f"layer {key} holds {tensor.dtype}: contributions need floating-point numbers")
+    return tensor
+
+
+def _like(value: tuple[Any, ...] | list[Any], items: Sequence[Any]) -> Any:
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)

@@ -1,0 +1,125 @@
+"""Reductions: from numbers shaped like a hidden tensor to one positive and one negative number per channel.
+
+The order is fixed: first the split by sign at each position, then the sum over positions.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from codec_dist.attribution.errors import AttributionError
+from codec_dist.models.layers import LayerKey
+from codec_dist.utils import suggestion
+
+Positions = Float[Tensor, "batch channels positions"]
+Split = tuple[Float[Tensor, "batch channels"], Float[Tensor, "batch channels"]]
+
+
+class Reduction(NamedTuple):
+    """How one layer's tensors are reduced."""
+
+    arrange: Callable[[Tensor], Positions]
+    """From the hidden shape to [batch, channels, positions], as a view where possible."""
+    mean: bool = False
+    """Mean in place of the sum over positions."""
+
+    def split(self, values: Float[Tensor, "batch ..."]) -> Split:
+        """Positive and negative parts [batch, channels]: split by sign at each position, then summed."""
+        arranged = self.arrange(values)
+        positive, negative = arranged.clamp(min=0).sum(dim=2), arranged.clamp(max=0).sum(dim=2)
+        if self.mean:
+            return positive / arranged.shape[2], negative / arranged.shape[2]
+        return positive, negative
+
+
+def make_reduction(model: nn.Module, key: LayerKey) -> Reduction:
+    """The reduction that a layer key asks for.
+
+    Without a name: [batch, channels] as it is, [batch, tokens, channels] over tokens, and
+    [batch, channels, height, width] over height and width. By name: ``tokens`` (all tokens),
+    ``patch_tokens`` (without class and register tokens), ``class_token`` (the first alone), ``heads``
+    (attention heads in place of channels, over tokens and head dimensions), ``channels_last``
+    ([batch, height, width, channels], as in Swin), ``mean`` (the default as a mean over positions).
+
+    Raises:
+        AttributionError: no such reduction, or the model does not have what it needs.
+    """
+    name = key.reduction
+    if name is None or name == "mean":
+        return Reduction(lambda values: _by_shape(key, values), mean=name == "mean")
+    if name not in NAMED:
+        raise AttributionError(f"layer {key}: unknown reduction {name!r}: {suggestion(name, [*NAMED, 'mean'])}")
+    return Reduction(NAMED[name](model, key))
+
+
+def _by_shape(key: LayerKey, values: Tensor) -> Positions:
+    if values.ndim == 2:
+        return values.unsqueeze(2)
+    if values.ndim == 3:
+        return values.transpose(1, 2)
+    if values.ndim > 3:
+        return values.flatten(2)
+    raise AttributionError(f"layer {key} is {list(values.shape)}: at least [batch, channels] is needed")
+
+
+def _tokens(model: nn.Module, key: LayerKey) -> Callable[[Tensor], Positions]:
+    return lambda values: _three(key, values).transpose(1, 2)
+
+
+def _patch_tokens(model: nn.Module, key: LayerKey) -> Callable[[Tensor], Positions]:
+    prefix = int(_attribute(model, "num_prefix_tokens", 1))
+    return lambda values: _three(key, values)[:, prefix:].transpose(1, 2)
+
+
+def _class_token(model: nn.Module, key: LayerKey) -> Callable[[Tensor], Positions]:
+    if not _attribute(model, "has_class_token", True):
+        raise AttributionError(f"layer {key}: {type(model).__name__} has no class token; use tokens or mean")
+    return lambda values: _three(key, values)[:, :1].transpose(1, 2)
+
+
+def _heads(model: nn.Module, key: LayerKey) -> Callable[[Tensor], Positions]:
+    parent = model.get_submodule(key.module.rpartition(".")[0])
+    heads = _attribute(parent, "num_heads", None)
+    if not heads or not key.at_input:
+        raise AttributionError(
+            f"layer {key}: `heads` needs the input of an attention's output projection (NAME.proj@input:heads) "
+            "whose attention has `num_heads`"
+        )
+
+    def arrange(values: Tensor) -> Positions:
+        batch, tokens, width = _three(key, values).shape
+        if width % heads:
+            raise AttributionError(f"layer {key}: {width} dimensions do not divide into {heads} heads")
+        return values.reshape(batch, tokens, heads, width // heads).transpose(1, 2).flatten(2)
+
+    return arrange
+
+
+def _channels_last(model: nn.Module, key: LayerKey) -> Callable[[Tensor], Positions]:
+    def arrange(values: Tensor) -> Positions:
+        if values.ndim != 4:
+            raise AttributionError(f"layer {key} is {list(values.shape)}: channels_last needs four dimensions")
+        return values.flatten(1, 2).transpose(1, 2)
+
+    return arrange
+
+
+NAMED: dict[str, Callable[[nn.Module, LayerKey], Callable[[Tensor], Positions]]] = {
+    "tokens": _tokens,
+    "patch_tokens": _patch_tokens,
+    "class_token": _class_token,
+    "heads": _heads,
+    "channels_last": _channels_last,
+}
+
+
+def _three(key: LayerKey, values: Tensor) -> Tensor:
+    if values.ndim != 3:
+        raise AttributionError(f"layer {key} is {list(values.shape)}: {key.reduction} needs [batch, tokens, channels]")
+    return values
+
+
+def _attribute(module: nn.Module, name: str, default: Any) -> Any:
+    return getattr(module, name, default)
