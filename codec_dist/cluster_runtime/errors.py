@@ -1,0 +1,7 @@
+"""The error of this room."""
+
+from codec_dist.utils import CodecError
+
+
+class ClusterError(CodecError):
+    """A cluster that does not answer, has no room for what was asked, or lost it."""

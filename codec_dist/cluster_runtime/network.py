@@ -1,0 +1,88 @@
+"""Bounded questions to addresses: does anything answer there, and is it Ray?"""
+
+import os
+import socket
+import urllib.error
+import urllib.request
+from urllib.parse import urlsplit
+
+from codec_dist.cluster_runtime.errors import ClusterError
+
+SECONDS_TO_ANSWER = 10.0
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nothing listens on now."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def check_ray_answers(address: str, seconds: float = SECONDS_TO_ANSWER) -> None:
+    """Refuse an ``address`` of a Ray cluster (HOST:PORT) at which no Ray answers.
+
+    Ray itself would wait for minutes. ``auto`` is left to Ray, which looks on this machine only.
+
+    Raises:
+        ClusterError: not of the form HOST:PORT, nothing listens there, or it is not Ray's port.
+    """
+    if address == "auto":
+        return
+    host, port = _host_and_port(address)
+    _check_listening(address, host, port, seconds)
+    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return
+    if not _speaks_http2(host, port, seconds):
+        raise ClusterError(
+            f"{address} answers, but not as a Ray cluster: cluster.address takes the port of Ray's head "
+            "(6379 by default), not that of its dashboard"
+        )
+
+
+def check_jobs_server_answers(address: str, seconds: float = SECONDS_TO_ANSWER) -> str:
+    """The URL (http://HOST:PORT) of the jobs server that ``address`` names.
+
+    Raises:
+        ClusterError: not an HTTP address, or nothing there answers HTTP in time.
+    """
+    url = address.rstrip("/") if "://" in address else f"http://{address.rstrip('/')}"
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ClusterError(f"cannot submit to {address!r}: use the URL of the dashboard, such as http://HOST:8265")
+    try:
+        urllib.request.urlopen(f"{url}/api/version", timeout=seconds).close()
+    except urllib.error.HTTPError:
+        pass  # an answer, if only a demand for a token: Ray's client says what it means
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise ClusterError(
+            f"no Ray jobs server answers at {url} ({reason}): check the address and that the cluster is up"
+        ) from error
+    return url
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, colon, port = address.rpartition(":")
+    if "://" in address or not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
+        raise ClusterError(f"cluster.address is {address!r}: expected `auto` or HOST:PORT, such as 10.0.0.1:6379")
+    return host.strip("[]"), int(port)
+
+
+def _check_listening(address: str, host: str, port: int, seconds: float) -> None:
+    try:
+        socket.create_connection((host, port), timeout=seconds).close()
+    except OSError as error:
+        raise ClusterError(
+            f"no Ray cluster answers at {address} ({error.strerror or error}): check cluster.address and that "
+            "the head node is up"
+        ) from error
+
+
+def _speaks_http2(host: str, port: int, seconds: float) -> bool:
+    """Whether the answer to HTTP/2's greeting (RFC 9113, 3.4) is a SETTINGS frame, as gRPC servers send it."""
+    try:
+        with socket.create_connection((host, port), timeout=seconds) as connection:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+            return connection.recv(9)[3:4] == b"\x04"
+    except OSError:
+        return False

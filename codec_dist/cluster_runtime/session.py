@@ -1,0 +1,188 @@
+"""A Ray session: on this machine, closed to the outside, or on a cluster that is running already."""
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from codec_dist.cluster_runtime.errors import ClusterError
+from codec_dist.cluster_runtime.network import check_ray_answers, free_port
+from codec_dist.config import ClusterSection
+
+# Ray puts Unix sockets 67 characters below its folder, and their paths may have 107.
+LONGEST_TEMPORARY_FOLDER = 40
+
+
+@dataclass(frozen=True)
+class Session:
+    """A live connection to Ray: ``address`` is HOST:PORT, ``dashboard`` the URL that takes jobs (or None)."""
+
+    address: str
+    dashboard: str | None
+
+
+@contextmanager
+def ray_session(cluster: ClusterSection, *, num_cpus: int | None = None, dashboard: bool = False) -> Iterator[Session]:
+    """Connect to Ray for the length of a ``with`` block.
+
+    Joins ``cluster.address``, or starts Ray on this machine: bound to loopback, guarded by a token that
+    lives only in this process's environment, without usage reports and with quiet logs. What was
+    started is ended with the block, whatever ends it. A Ray that is initialised already is reused and
+    left running.
+
+    Args:
+        cluster: the config's section.
+        num_cpus: CPUs of a Ray started here; default: the machine's, or what the section asks for if
+            that is more.
+        dashboard: whether a Ray started here serves its dashboard and takes jobs (on loopback).
+
+    Raises:
+        ClusterError: the address does not answer, or this machine is not a node of that cluster.
+    """
+    if ray.is_initialized():
+        yield Session(ray.get_runtime_context().gcs_address, None)
+    elif cluster.address is not None:
+        with _joined(cluster.address) as session:
+            yield session
+    else:
+        with _started(num_cpus or _cpus_wanted(cluster), dashboard) as session:
+            yield session
+
+
+@contextmanager
+def _joined(address: str) -> Iterator[Session]:
+    check_ray_answers(address)
+    with _environment({"RAY_USAGE_STATS_ENABLED": "0"}), _signal_handler_kept():
+        try:
+            context = ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            reason = " ".join(str(error).split())
+            raise ClusterError(
+                f"cannot join the Ray cluster {address}: {reason}. Run on one of its nodes, or send the stage "
+                "there with `codec-dist submit`"
+            ) from error
+        try:
+            yield _session(context)
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _started(num_cpus: int | None, dashboard: bool) -> Iterator[Session]:
+    folder = _temporary_folder()
+    try:
+        with _environment(_local_environment()), _loopback_only(), _signal_handler_kept():
+            try:
+                context = ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    include_dashboard=dashboard,
+                    dashboard_host="127.0.0.1",
+                    dashboard_port=free_port() if dashboard else None,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    _temp_dir=str(folder),
+                )
+                yield _session(context)
+            finally:
+                ray.shutdown()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _session(context: "ray._private.worker.RayContext") -> Session:
+    url = context.dashboard_url
+    return Session(context.address_info["gcs_address"], f"http://{url}" if url else None)
+
+
+def _cpus_wanted(cluster: ClusterSection) -> int | None:
+    """CPUs that a local Ray must count so that all that was asked for has room; None: as many as there are."""
+    wanted = max((cluster.actors or 1) * cluster.cpus_per_actor, cluster.training_workers or 2)
+    return wanted if wanted > (os.cpu_count() or 1) else None
+
+
+def _local_environment() -> dict[str, str]:
+    values = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # A job's `python` is this interpreter, also where its environment is not activated.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+    }
+    if "RAY_AUTH_MODE" not in os.environ:
+        # Ray asks for a token by default, and without this would write one into the home directory.
+        values["RAY_AUTH_TOKEN"] = _token()
+    return values
+
+
+_TOKENS: list[str] = []
+
+
+def _token() -> str:
+    # One per process: Ray's core caches the first that it sees.
+    if not _TOKENS:
+        _TOKENS.append(os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32))
+    return _TOKENS[0]
+
+
+def _temporary_folder() -> Path:
+    base = tempfile.gettempdir()
+    folder = Path(tempfile.mkdtemp(prefix="codec-", dir=base))
+    if len(str(folder)) > LONGEST_TEMPORARY_FOLDER and os.name == "posix":
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix="codec-", dir="/tmp"))
+    return folder
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    # Ray itself sets RAY_AUTH_MODE when it starts.
+    before = {name: os.environ.get(name) for name in [*values, "RAY_AUTH_MODE"]}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Let Ray take 127.0.0.1 for this machine's address, to which its servers then bind.
+
+    That is what Ray does on macOS and Windows, governed by RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER; the
+    constant is read from the environment when Ray is imported, which is too early to ask for it here.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    with _environment({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}):
+        ray_constants.ENABLE_RAY_CLUSTER = False
+        try:
+            yield
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _signal_handler_kept() -> Iterator[None]:
+    """Put back the handler of SIGTERM, which Ray replaces (by one that ends the process in an orderly way)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
