@@ -1,0 +1,182 @@
+"""Where everything in a store is: the attributes that say what it holds, block and chunk sizes, paths."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from codec_dist.store.errors import StoreError
+from codec_dist.store.quantities import Quantity, stored_quantities
+from codec_dist.utils import escape_name, hash_json, suggestion
+
+FORMAT_NAME = "codec_dist contribution store"
+FORMAT_VERSION = 1
+DTYPES = ("float16", "float32", "float64")
+LARGEST_CHUNK = 16 * 1024 * 1024
+ARRAYS = "arrays.zarr"
+SAMPLES = "samples.parquet"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a store holds and where; equal for every process that opens it."""
+
+    path: Path
+    identity: dict[str, Any]
+    """What the numbers depend on, as the maker of the store gave it."""
+    layers: dict[str, int]
+    """Layer key → channels."""
+    targets: tuple[str, ...]
+    requested: tuple[str, ...]
+    """Quantities as asked, before contributions are expanded over targets."""
+    shards: tuple[tuple[str, int], ...]
+    """Name and number of samples of every shard, by shard number."""
+    dtype: str
+    settings: dict[str, Any]
+    """Whatever was chosen by measuring when the store was made."""
+
+    @cached_property
+    def quantities(self) -> dict[str, Quantity]:
+        """The arrays of each layer by quantity name."""
+        return stored_quantities(self.requested, self.targets)
+
+    @cached_property
+    def block_rows(self) -> int:
+        """Rows of each shard's block in every array: the largest shard, rounded up to whole chunks."""
+        return self.chunk_rows * self._chunks_per_block
+
+    @cached_property
+    def chunk_rows(self) -> int:
+        """Rows of a chunk: the block, divided evenly until the widest layer's chunk has at most 16 MiB."""
+        return math.ceil(self._largest_shard / self._chunks_per_block)
+
+    @cached_property
+    def identity_hash(self) -> str:
+        """Hash of the identity and of the store's own form."""
+        return hash_json([self.identity, self.form, self.shards])
+
+    @cached_property
+    def form(self) -> dict[str, Any]:
+        """The store's own part of the identity, in a form that reads well where it differs."""
+        return {
+            "layers": self.layers,
+            "targets": list(self.targets),
+            "quantities": list(self.requested),
+            "dtype": self.dtype,
+            "shards": len(self.shards),
+            "samples": sum(samples for _, samples in self.shards),
+            "names and sizes of shards": hash_json(self.shards)[:12],
+        }
+
+    @property
+    def arrays(self) -> Path:
+        return self.path / ARRAYS
+
+    def array_path(self, layer: str, quantity: str) -> str:
+        """Path of an array in the Zarr group."""
+        return f"layers/{escape_name(layer)}/{self.quantities[quantity].path}"
+
+    def block_start(self, shard_number: int) -> int:
+        """First row of a shard's block."""
+        return shard_number * self.block_rows
+
+    def marker_path(self, shard_number: int) -> Path:
+        return self.path / "ledger" / f"{shard_number:06d}.json"
+
+    def samples_path(self, shard_number: int) -> Path:
+        return self.path / "samples" / f"{shard_number:06d}.parquet"
+
+    def channels(self, layer: str) -> int:
+        """Channels of a layer.
+
+        Raises:
+            StoreError: the store does not hold the layer; the nearest names are given.
+        """
+        if layer not in self.layers:
+            raise StoreError(f"the store {self.path} holds no layer {layer!r}: {suggestion(layer, self.layers)}")
+        return self.layers[layer]
+
+    def check_shard(self, shard_number: int) -> None:
+        """Raise StoreError unless there is a shard of this number."""
+        if not 0 <= shard_number < len(self.shards):
+            raise StoreError(f"there is no shard {shard_number} in the store {self.path}: it has {len(self.shards)}")
+
+    def attributes(self) -> dict[str, Any]:
+        """The attributes of the Zarr group, from which :func:`read_layout` makes this layout again."""
+        return {
+            "format": {"name": FORMAT_NAME, "version": FORMAT_VERSION},
+            "identity": self.identity,
+            "identity_hash": self.identity_hash,
+            "layers": [[layer, channels] for layer, channels in self.layers.items()],
+            "targets": list(self.targets),
+            "quantities": list(self.requested),
+            "dtype": self.dtype,
+            "block_rows": self.block_rows,
+            "chunk_rows": self.chunk_rows,
+            "settings": self.settings,
+            "shards": [[name, samples] for name, samples in self.shards],
+        }
+
+    @property
+    def _largest_shard(self) -> int:
+        return max(1, *(samples for _, samples in self.shards))
+
+    @cached_property
+    def _chunks_per_block(self) -> int:
+        row = max(self.layers.values()) * np.dtype(self.dtype).itemsize
+        wanted = math.ceil(self._largest_shard * row / LARGEST_CHUNK)
+        if wanted <= self._largest_shard and wanted > 1:
+            # Rounding rows up may push a chunk over the limit: one more chunk mends it.
+            wanted += math.ceil(self._largest_shard / wanted) * row > LARGEST_CHUNK
+        return min(wanted, self._largest_shard)
+
+
+def read_layout(path: str | Path) -> Layout:
+    """The layout of an existing store.
+
+    Raises:
+        StoreError: there is no store, or one of a format that this version does not read.
+    """
+    path = Path(path)
+    try:
+        attributes = zarr.open_group(path / ARRAYS, mode="r", zarr_format=3).attrs.asdict()
+    except (FileNotFoundError, ValueError, OSError) as error:
+        found = f"it has no readable {ARRAYS}" if path.is_dir() else "there is no such folder"
+        raise StoreError(
+            f"{path} is not a contribution store: {found}; check the path or run `codec-dist extract`"
+        ) from error
+    kind = attributes.get("format")
+    if not isinstance(kind, dict) or kind.get("name") != FORMAT_NAME:
+        raise StoreError(f"{path} is not a contribution store: {ARRAYS} holds something else; check the path")
+    if kind.get("version") != FORMAT_VERSION:
+        raise StoreError(
+            f"the store {path} has format version {kind.get('version')}, this version reads {FORMAT_VERSION}: "
+            "use the version of codec_dist that wrote it"
+        )
+    return Layout(
+        path=path,
+        identity=attributes["identity"],
+        layers=dict(attributes["layers"]),
+        targets=tuple(attributes["targets"]),
+        requested=tuple(attributes["quantities"]),
+        shards=tuple((name, samples) for name, samples in attributes["shards"]),
+        dtype=attributes["dtype"],
+        settings=attributes["settings"],
+    )
+
+
+def plain_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` as JSON gives them back: tuples as lists, keys as text.
+
+    Raises:
+        TypeError: something in it is not JSON.
+        ValueError: a NaN or an infinity.
+    """
+    plain: dict[str, Any] = json.loads(json.dumps(dict(values), allow_nan=False))
+    return plain
