@@ -223,8 +223,10 @@ class VisualizationSection(Section):
 
     layers: tuple[str, ...] = ("*",)
     """Layer keys of the store, or globs over them."""
+    quantities: tuple[str, ...] = ("contribution-positive",)
+    """Quantities whose SAE modes are drawn."""
     modes: Count = 6
-    """Modes per layer that are drawn."""
+    """Modes per layer and quantity that are drawn."""
     images: Count = 6
     """Images per mode, those that load highest on it."""
     channels: Count = 3

@@ -1,0 +1,108 @@
+"""What each command calls. Rooms are imported when a command needs them, so that `--help` is quick."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import yaml
+
+from codec_dist.config import config_reference, load_config
+from codec_dist.config import config_schema as schema_of_config
+from codec_dist.utils import CodecError
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    """The main job on the packaged digits."""
+    from codec_dist.demo import run_demo
+
+    print(run_demo(Path(arguments.out), arguments.overrides))
+
+
+def stage(arguments: argparse.Namespace) -> None:
+    """One stage of a run, or all."""
+    from codec_dist.pipeline import run_stages, stages_of_command
+
+    config = load_config(arguments.config, arguments.overrides)
+    run_stages(config, stages_of_command(arguments.stage))
+
+
+def submit(arguments: argparse.Namespace) -> int:
+    """A stage as a Ray job; the exit code says whether the job succeeded."""
+    from codec_dist.pipeline import submit_stage
+
+    config = load_config(arguments.config, arguments.overrides)
+    code = Path(arguments.working_dir) if arguments.working_dir else None
+    outcome = submit_stage(arguments.stage, config, arguments.address, code=code, wait=not arguments.no_wait)
+    print(f"job {outcome.job_id}: {outcome.status}" + (f" ({outcome.message})" if outcome.message else ""))
+    return 0 if outcome.succeeded or arguments.no_wait else 1
+
+
+def shards_pack(arguments: argparse.Namespace) -> None:
+    """Images to shards."""
+    from codec_dist.shards import digits, image_folder, pack
+
+    samples, classes = digits() if arguments.source == "digits" else image_folder(Path(arguments.source))
+    index = pack(
+        samples,
+        Path(arguments.destination),
+        name=arguments.name,
+        samples_per_shard=arguments.samples_per_shard,
+        seed=arguments.seed,
+        classes=classes,
+    )
+    _print_index(index.location, len(index.shards), sum(shard.samples for shard in index.shards))
+
+
+def shards_index(arguments: argparse.Namespace) -> None:
+    """The index of shards made by others."""
+    from codec_dist.shards import load_index
+
+    index = load_index(arguments.location)
+    _print_index(index.location, len(index.shards), sum(shard.samples for shard in index.shards))
+
+
+def store_info(arguments: argparse.Namespace) -> None:
+    """A store at a glance."""
+    from codec_dist.store import ContributionStore
+
+    print(ContributionStore(_store_folder(arguments.store)).info())
+
+
+def store_digest(arguments: argparse.Namespace) -> None:
+    """The digest of a store, alone on the last line."""
+    from codec_dist.store import ContributionStore
+
+    store = ContributionStore(_store_folder(arguments.store))
+    if not store.complete:
+        print("the store is not complete: this is the digest of the shards that are done", file=sys.stderr)
+    print(store.digest())
+
+
+def config_show(arguments: argparse.Namespace) -> None:
+    """The resolved config."""
+    config = load_config(arguments.config, arguments.overrides)
+    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
+
+
+def config_schema(arguments: argparse.Namespace) -> None:
+    """The JSON schema of a config."""
+    del arguments
+    print(json.dumps(schema_of_config(), indent=2))
+
+
+def config_keys(arguments: argparse.Namespace) -> None:
+    """Every setting with its default and meaning."""
+    del arguments
+    print(config_reference())
+
+
+def _store_folder(location: str) -> Path:
+    path = Path(location)
+    if not path.exists():
+        raise CodecError(f"there is no store at {path}: give the folder that holds arrays.zarr, or its run's folder")
+    return path / "store" if (path / "store").is_dir() else path
+
+
+def _print_index(location: str, shards: int, samples: int) -> None:
+    print(f"{location}: {samples:,} samples in {shards:,} shard{'s' if shards != 1 else ''}")

@@ -1,0 +1,146 @@
+"""The commands, their options and their help."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from codec_dist import __version__
+from codec_dist.cli import commands
+
+STAGE_HELP = {
+    "extract": "images to contribution store: Ray actors attribute every shard",
+    "train": "contribution store to sparse autoencoders (Ray Train)",
+    "summarize": "modes and statistics: what each mode says about the classes",
+    "intervene": "causal tests: ablate and preserve the channels of each class's top mode",
+    "visualize": "mode maps of the images that load highest on each mode",
+    "report": "the HTML report of all that the run holds",
+    "run": "all stages in order; those that are done are skipped",
+}
+EPILOG = "Any setting of the config can be overridden with --section.key value; `codec-dist config keys` lists them."
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message} (see `{self.prog} --help`)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Take the ``--section.key value`` words off a command line; returns (the rest, the overrides).
+
+    An override is known by the dot in its name, which no other option has.
+    """
+    rest: list[str] = []
+    overrides: list[str] = []
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
+        if not (word.startswith("--") and "." in word.partition("=")[0]):
+            rest.append(word)
+            continue
+        overrides.append(word)
+        if "=" not in word and remaining:
+            overrides.append(remaining.pop(0))
+    return rest, overrides
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; the chosen command is the ``call`` of its result."""
+    parser = _Parser(
+        prog="codec-dist",
+        description="What hidden units of a vision model do to its output: contribution decomposition (CODEC).",
+        epilog=EPILOG + " --debug shows where an error arose.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"codec-dist {__version__}")
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+    _add_demo(verbs)
+    _add_stages(verbs)
+    _add_shards(verbs)
+    _add_store(verbs)
+    _add_submit(verbs)
+    _add_config(verbs)
+    return parser
+
+
+def _command(
+    verbs: Any, name: str, call: Callable[[argparse.Namespace], int | None], help: str, *, overrides: bool = False
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=help,
+        description=help[0].upper() + help[1:] + ".",
+        epilog=EPILOG if overrides else None,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(call=call, takes_overrides=overrides)
+    return parser
+
+
+def _group(verbs: Any, name: str, help: str) -> Any:
+    parser = verbs.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", allow_abbrev=False)
+    return parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+
+
+def _add_demo(verbs: Any) -> None:
+    parser = _command(
+        verbs, "demo", commands.demo, "the main job on real handwritten digits, all stages", overrides=True
+    )
+    parser.add_argument("--out", metavar="DIR", default="runs/digits", help="folder of the run [%(default)s]")
+
+
+def _add_stages(verbs: Any) -> None:
+    for name, text in STAGE_HELP.items():
+        parser = _command(verbs, name, commands.stage, text, overrides=True)
+        parser.add_argument("config", metavar="CONFIG", help="YAML file of the run")
+        parser.set_defaults(stage=name)
+
+
+def _add_shards(verbs: Any) -> None:
+    group = _group(verbs, "shards", "pack images into WebDataset shards, or index shards made by others")
+    pack = _command(group, "pack", commands.shards_pack, "pack images into shards with an index")
+    pack.add_argument("source", metavar="SOURCE", help="`digits`, or a folder with one subfolder of images per class")
+    pack.add_argument("destination", metavar="DEST", help="folder for the shards; new or empty")
+    pack.add_argument("--samples-per-shard", type=_count, default=1000, metavar="N", help="[%(default)s]")
+    pack.add_argument("--name", default="shard", help="prefix of the shards' names [%(default)s]")
+    pack.add_argument("--seed", type=int, default=0, help="seed of the shuffle [%(default)s]")
+    index = _command(group, "index", commands.shards_index, "scan the headers of shards once and write their index")
+    index.add_argument("location", metavar="DIR_OR_URL", help="folder of the shards")
+
+
+def _add_store(verbs: Any) -> None:
+    group = _group(verbs, "store", "look into a contribution store")
+    info = _command(group, "info", commands.store_info, "layers, quantities, samples and identity of a store")
+    digest = _command(
+        group, "digest", commands.store_digest, "one number for all that a store holds, whatever its order and chunks"
+    )
+    for parser in (info, digest):
+        parser.add_argument("store", metavar="STORE", help="folder of a store, or of a run that has one")
+
+
+def _add_submit(verbs: Any) -> None:
+    parser = _command(verbs, "submit", commands.submit, "run a stage as a Ray job on a cluster", overrides=True)
+    parser.add_argument("stage", metavar="STAGE", choices=sorted(STAGE_HELP), help=", ".join(STAGE_HELP))
+    parser.add_argument("config", metavar="CONFIG", help="YAML file of the run")
+    parser.add_argument(
+        "--address", required=True, metavar="URL", help="the cluster's job server, e.g. http://127.0.0.1:8265"
+    )
+    parser.add_argument("--working-dir", metavar="DIR", help="folder with your own modules, sent along with the job")
+    parser.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
+
+
+def _add_config(verbs: Any) -> None:
+    group = _group(verbs, "config", "show, check or explain a config")
+    show = _command(group, "show", commands.config_show, "the config with all defaults and overrides", overrides=True)
+    show.add_argument("config", metavar="CONFIG", help="YAML file of the run")
+    _command(group, "schema", commands.config_schema, "the JSON schema of every config, for editors")
+    _command(group, "keys", commands.config_keys, "every setting with its default and meaning")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)

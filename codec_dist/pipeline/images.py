@@ -1,0 +1,83 @@
+"""Images of a run, as the model sees them: a part of the split, or chosen samples of a shard."""
+
+import functools
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from codec_dist.config import Config, ModelSection
+from codec_dist.models import LoadedModel, load_model
+from codec_dist.pipeline.errors import PipelineError
+from codec_dist.pipeline.run_directory import RunDirectory
+from codec_dist.shards import ShardIndex, limit_samples, load_index, read_shard
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """One sample, decoded and preprocessed."""
+
+    key: str
+    label: int
+    """−1 where there is none."""
+    image: Float[Tensor, "channel height width"]
+
+
+def run_index(config: Config) -> ShardIndex:
+    """The index of the run's shards, after ``data.limit``."""
+    index = load_index(config.data.shards, RunDirectory(config.run.directory).index_cache)
+    return index if config.data.limit is None else limit_samples(index, config.data.limit)
+
+
+def load_run_model(config: Config) -> LoadedModel:
+    """The run's model; loaded once per process."""
+    return _load_model(config.model.model_dump_json(), config.run.seed)
+
+
+def shard_images(config: Config, shard: str, keys: Collection[str]) -> Iterator[PreparedImage]:
+    """The samples of one shard whose keys are asked for, in the shard's order; undecodable ones are left out."""
+    wanted = set(keys)
+    preprocessing = load_run_model(config).preprocessing
+    info = next(info for info in run_index(config).shards if info.name == shard)
+    decoded = read_shard(
+        config.data.shards,
+        info,
+        image_fields=config.data.image_fields,
+        label_field=config.data.label_field,
+        threads=config.data.decode_threads,
+    )
+    for sample in decoded:
+        if sample.key in wanted and sample.image is not None:
+            label = -1 if sample.label is None else sample.label
+            yield PreparedImage(sample.key, label, preprocessing(sample.image))
+
+
+def part_images(
+    config: Config, part: str
+) -> tuple[Float[Tensor, "samples channel height width"], Int[Tensor, " samples"]]:
+    """All images of a part of the split, in memory; for data sets as small as the demo's.
+
+    Raises:
+        PipelineError: the part holds no image.
+    """
+    split = pq.read_table(RunDirectory(config.run.directory).split)
+    split = split.filter(pc.equal(split["part"], part))
+    images, labels = [], []
+    for shard in pc.unique(split["shard"]).to_pylist():
+        keys = split.filter(pc.equal(split["shard"], shard))["key"].to_pylist()
+        for sample in shard_images(config, shard, keys):
+            images.append(sample.image)
+            labels.append(sample.label)
+    if not images:
+        raise PipelineError(f"the {part} part of {Path(config.data.shards)} holds no image")
+    return torch.stack(images), torch.tensor(labels)
+
+
+@functools.lru_cache(maxsize=2)
+def _load_model(section: str, seed: int) -> LoadedModel:
+    return load_model(ModelSection.model_validate_json(section), seed=seed)

@@ -1,0 +1,97 @@
+"""Runs stages in order, and skips those that are done for this config and these inputs."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Sequence
+
+from codec_dist.config import Config
+from codec_dist.pipeline.errors import PipelineError
+from codec_dist.pipeline.run_directory import RunDirectory, StageRecord
+from codec_dist.pipeline.stage import Stage, StageContext
+from codec_dist.pipeline.stages import STAGES, check_choices
+from codec_dist.tracking import Tracker
+from codec_dist.utils import hash_json
+
+
+def run_stages(config: Config, names: Sequence[str] | None = None) -> list[StageRecord]:
+    """Run some stages of a run, or all; a stage that is done is skipped.
+
+    A stage is done when its record bears the hash of its own settings and its inputs' fingerprints, and
+    its files exist. Killed at any moment, the same call goes on where it stopped.
+
+    Args:
+        config: the whole config; only sections that a stage reads decide whether it is done.
+        names: stage names in any order; default: all, in the order of the flow.
+
+    Returns:
+        The records of the stages asked for, in the order of the flow.
+
+    Raises:
+        PipelineError: an earlier stage that is needed was not run for this config.
+        CodecError: what the stages themselves refuse.
+    """
+    check_choices(config)
+    run = RunDirectory(config.run.directory)
+    run.write_config(config)
+    asked = [stage for stage in STAGES if names is None or stage.name in names]
+    records = []
+    with contextlib.ExitStack() as resources:
+        context = StageContext(config, run, None, resources)
+        for stage in asked:
+            records.append(_run_stage(stage, context))
+    return records
+
+
+def stage_fingerprint(stage: Stage, config: Config, run: RunDirectory) -> str:
+    """Hash of a stage's own settings and of its inputs' fingerprints.
+
+    Raises:
+        PipelineError: a stage that it needs was not run, or was run for other settings.
+    """
+    inputs = {}
+    for need in stage.needs:
+        record = run.record(need)
+        earlier = next(one for one in STAGES if one.name == need)
+        if record is None:
+            raise PipelineError(f"`{stage.name}` needs `{need}` first: run `codec-dist {need} {run.config}`")
+        if record.fingerprint != stage_fingerprint(earlier, config, run):
+            raise PipelineError(
+                f"`{need}` was run with other settings than this config's: run `codec-dist {need} {run.config}` again"
+            )
+        inputs[need] = record.fingerprint
+    return hash_json({"stage": stage.name, "settings": stage.settings(config, run), "inputs": inputs})
+
+
+def _run_stage(stage: Stage, context: StageContext) -> StageRecord:
+    config, run = context.config, context.run
+    fingerprint = stage_fingerprint(stage, config, run)
+    record = run.record(stage.name)
+    if record and record.fingerprint == fingerprint and all(path.exists() for path in stage.outputs(run)):
+        _say(f"{stage.name}: done already")
+        return record
+    run.forget(stage.name)
+    started = time.monotonic()
+    with contextlib.ExitStack() as tracking:
+        if stage.tracked:
+            tracker = Tracker(
+                run.path,
+                config.tracking,
+                stage=stage.name,
+                group=config.run.name,
+                config=config.model_dump(mode="json"),
+            )
+            context.tracker = tracking.enter_context(tracker)
+        summary = stage.work(context)
+        if context.tracker is not None:
+            context.tracker.summary({key: value for key, value in summary.items() if isinstance(value, int | float)})
+        context.tracker = None
+    record = run.finish(stage.name, fingerprint, started, summary)
+    shown = ", ".join(f"{value:,} {key}" for key, value in summary.items() if isinstance(value, int))
+    _say(f"{stage.name}: done in {record.seconds:.1f} s" + (f" ({shown})" if shown else ""))
+    return record
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()

@@ -1,0 +1,65 @@
+"""Which layers and SAEs a stage works on, and which mode stands for a class."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from codec_dist.modes import LayerModes
+from codec_dist.pipeline.errors import PipelineError
+from codec_dist.pipeline.run_directory import RunDirectory
+from codec_dist.sae import SparseAutoencoder
+from codec_dist.utils import read_json, suggestion
+
+
+def selected_saes(run: RunDirectory) -> dict[str, dict[str, str]]:
+    """Layer key → quantity → folder below ``sae/`` of the SAE that later stages use."""
+    selected: dict[str, dict[str, str]] = read_json(run.sae / "selected.json")
+    return selected
+
+
+def chosen_saes(
+    run: RunDirectory, layers: Sequence[str], quantities: Sequence[str], setting: str
+) -> list[tuple[str, str, Path]]:
+    """The selected SAEs whose layer matches a name or glob, as (layer, quantity, folder).
+
+    Raises:
+        PipelineError: a pattern that no layer matches, or a quantity without SAEs; ``setting`` names the
+            section of the config that asked.
+    """
+    selected = selected_saes(run)
+    for pattern in layers:
+        if not any(_matches(layer, pattern) for layer in selected):
+            raise PipelineError(
+                f"{setting}.layers: no SAE was trained for {pattern!r}: {suggestion(pattern, selected)}"
+            )
+    trained = {quantity for saes in selected.values() for quantity in saes}
+    for quantity in quantities:
+        if quantity not in trained:
+            raise PipelineError(
+                f"{setting}.quantities: no SAE was trained for {quantity!r}: {suggestion(quantity, trained)}"
+            )
+    return [
+        (layer, quantity, run.sae / selected[layer][quantity])
+        for layer in selected
+        if any(_matches(layer, pattern) for pattern in layers)
+        for quantity in quantities
+        if quantity in selected[layer]
+    ]
+
+
+def class_mode_rows(modes: LayerModes, folder: Path) -> dict[int, Float[Tensor, " channels"]]:
+    """Class → dictionary row of its top mode, chosen on *select*; classes without a defined one are left out."""
+    dictionary = SparseAutoencoder.load(folder).dictionary.cpu()
+    rows = {}
+    for index in range(len(modes.class_names)):
+        best = modes.top_modes(index, count=1)
+        if best:
+            rows[index] = dictionary[best[0].mode]
+    return rows
+
+
+def _matches(layer: str, pattern: str) -> bool:
+    return layer == pattern or fnmatchcase(layer, pattern)

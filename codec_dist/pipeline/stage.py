@@ -1,0 +1,48 @@
+"""What a stage is: settings and inputs that decide whether it is done, files that it owns, and work."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from codec_dist.cluster_runtime import ray_session
+from codec_dist.config import Config
+from codec_dist.pipeline.run_directory import RunDirectory
+from codec_dist.tracking import Tracker
+
+
+@dataclass
+class StageContext:
+    """What a stage works with."""
+
+    config: Config
+    run: RunDirectory
+    tracker: Tracker | None
+    """Where the stage logs; None for stages that log from another process."""
+    resources: contextlib.ExitStack = field(repr=False)
+    """Closed after the last stage; holds the Ray session once one is needed."""
+    _ray_started: list[bool] = field(default_factory=list, repr=False)
+
+    def need_ray(self) -> None:
+        """Start or join Ray, once for all stages of one invocation."""
+        if not self._ray_started:
+            self.resources.enter_context(ray_session(self.config.cluster))
+            self._ray_started.append(True)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run; ``codec-dist NAME CONFIG`` runs it alone."""
+
+    name: str
+    needs: tuple[str, ...]
+    """Earlier stages whose results it reads."""
+    settings: Callable[[Config, RunDirectory], Any]
+    """The JSON value of all settings that change its result."""
+    outputs: Callable[[RunDirectory], tuple[Path, ...]]
+    """Files that exist when it is done."""
+    work: Callable[[StageContext], dict[str, Any]]
+    """Does it; returns a few numbers for people."""
+    tracked: bool = True
+    """Whether the driver holds the stage's tracker (training logs from rank 0 instead)."""

@@ -1,0 +1,108 @@
+"""The demo as a person runs it: one command, real digits, a report; killed anywhere, it goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from codec_dist.store import ContributionStore
+
+pytestmark = pytest.mark.slow
+
+LAYERS = [f"blocks.{index}" for index in range(6)]
+COMMAND = [sys.executable, "-m", "codec_dist", "demo", "--out"]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one finished demo."""
+    folder = tmp_path_factory.mktemp("demo")
+    finished = subprocess.run([*COMMAND, str(folder)], capture_output=True, text=True, check=False, timeout=1500)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert str(folder / "report" / "index.html") in finished.stdout
+    return folder
+
+
+def test_classifier_reads_97_percent_of_unseen_digits(demo: Path) -> None:
+    assert json.loads((demo / "model" / "classifier.json").read_text())["accuracy"] >= 0.97
+
+
+def test_contributions_are_sparser_than_activations_in_every_layer(demo: Path) -> None:
+    rows = pq.read_table(demo / "modes" / "statistics.parquet").to_pylist()
+    hoyer = {(row["layer"], row["quantity"]): row["hoyer_mean"] for row in rows}
+    for layer in LAYERS:
+        assert hoyer[layer, "contribution"] > hoyer[layer, "activation"], layer
+
+
+def test_the_last_layers_sae_explains_held_out_contributions(demo: Path) -> None:
+    selected = json.loads((demo / "sae" / "selected.json").read_text())
+    metrics = json.loads((demo / "sae" / selected["blocks.5"]["contribution-positive"] / "metrics.json").read_text())
+    assert metrics["evaluate"]["ev"] >= 0.7
+
+
+def test_ablating_a_classs_channels_hurts_it_more_than_random_ones_do(demo: Path) -> None:
+    rows = pq.read_table(demo / "interventions" / "auc.parquet").to_pylist()
+    relative = {(row["layer"], row["ranking"]): row["relative_auc"] for row in rows if row["kind"] == "ablate"}
+    selective = [
+        layer for layer in LAYERS if relative[layer, "contribution-positive"] <= relative[layer, "random"] - 0.1
+    ]
+    assert len(selective) >= len(LAYERS) / 2, relative
+    trials = pq.read_table(demo / "interventions" / "trials.parquet", columns=["ranking", "draw"]).to_pylist()
+    assert len({row["draw"] for row in trials if row["ranking"] == "random"}) == 20
+
+
+def test_completeness_residual_is_small_and_recorded(demo: Path) -> None:
+    samples = ContributionStore(demo / "store").samples
+    change = (samples["target_value"].to_numpy() - samples["baseline_value"].to_numpy()).__abs__()
+    for layer in LAYERS:
+        residual = samples[f"completeness.{layer}"].to_numpy().__abs__()
+        assert float(sorted(residual / change)[len(change) // 2]) < 0.2, layer
+
+
+def test_running_it_again_takes_seconds_and_changes_nothing(demo: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in demo.rglob("*") if path.is_file()}
+    again = subprocess.run([*COMMAND, str(demo)], capture_output=True, text=True, check=True, timeout=120)
+    after = {path: path.stat().st_mtime_ns for path in demo.rglob("*") if path.is_file()}
+    assert again.stderr.count("done already") == 8
+    assert {path for path in after if after[path] != before.get(path)} <= {demo / "config.yaml"}
+
+
+def test_the_config_it_leaves_works_with_every_other_command(demo: Path) -> None:
+    words = [sys.executable, "-m", "codec_dist", "store", "digest", str(demo)]
+    digest = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+    assert digest == ContributionStore(demo / "store").digest()
+    words = [sys.executable, "-m", "codec_dist", "run", str(demo / "config.yaml")]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stderr.count("done already") == 7
+
+
+def kill_at(folder: Path, moment: str) -> None:
+    """Run the demo and kill it, and all that it started, once it prints a line that begins with ``moment``."""
+    process = subprocess.Popen([*COMMAND, str(folder)], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if line.startswith(moment):
+                return
+        raise AssertionError(f"the demo ended before {moment!r}")
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "run"
+
+
+def test_killed_at_three_moments_it_completes_with_the_same_store(demo: Path, folder: Path) -> None:
+    for moment in ("prepare: done", "extract: ", "extract: done", "train"):
+        kill_at(folder, moment)
+    finished = subprocess.run([*COMMAND, str(folder)], capture_output=True, text=True, check=False, timeout=1500)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert ContributionStore(folder / "store").digest() == ContributionStore(demo / "store").digest()

@@ -1,0 +1,158 @@
+"""A whole run on few digits: every stage leaves its files, is skipped when done, and is redone when it must be."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from safetensors.torch import save_file
+
+from codec_dist.config import Config, load_config
+from codec_dist.demo.training import train_classifier
+from codec_dist.pipeline import STAGES, PipelineError, RunDirectory, part_images, run_stages
+from codec_dist.shards import digits, pack
+from codec_dist.store import ContributionStore, StoreError
+
+pytestmark = pytest.mark.ray
+
+VALUES: dict[str, Any] = {
+    "run": {"directory": "run", "name": "few digits"},
+    "data": {"shards": "shards", "limit": 420},
+    "model": {
+        "spec": "module:codec_dist.demo.classifier:digits_classifier",
+        "weights": "classifier.safetensors",
+        "preprocessing": {"size": 16, "channels": 1, "mean": [0.3], "std": [0.38]},
+    },
+    "attribution": {"layers": ["blocks.4", "blocks.5"], "method": {"name": "integrated_gradients", "options": {"steps": 2}}},
+    "sae": {"groups": [{"architecture": {"name": "topk", "options": {"modes": 16, "k": 2}}, "training": {"epochs": 4}}]},
+    "interventions": {"percentages": [5, 50], "off_targets": 2, "random_draws": 2, "images_per_class": 4},
+    "visualization": {"modes": 2, "images": 2},
+    "cluster": {"training_workers": 1},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, ray_cluster: object) -> Config:
+    folder = tmp_path_factory.mktemp("few digits")
+    samples, classes = digits()
+    pack(samples, folder / "shards", samples_per_shard=150, classes=classes)
+    (folder / "config.yaml").write_text(yaml.safe_dump(VALUES))
+    config = load_config(folder / "config.yaml")
+    run_stages(config, ["prepare"])
+    images, labels = part_images(config, "fit")
+    save_file(train_classifier(images, labels, seed=0).state_dict(), folder / "classifier.safetensors")
+    run_stages(config)
+    return config
+
+
+def changed(config: Config, *words: str) -> Config:
+    return load_config(RunDirectory(config.run.directory).config, words)
+
+
+def test_every_stage_leaves_its_files_and_a_record(config: Config) -> None:
+    run = RunDirectory(config.run.directory)
+    for stage in STAGES:
+        assert run.record(stage.name) is not None, stage.name
+        assert all(path.exists() for path in stage.outputs(run)), stage.name
+    assert load_config(run.config) == config
+
+
+def test_the_limit_takes_the_first_samples_and_the_split_covers_them(config: Config) -> None:
+    run = RunDirectory(config.run.directory)
+    split = pq.read_table(run.split)
+    samples = ContributionStore(run.store).samples
+    assert len(samples) == len(split) == 420
+    assert set(zip(split["shard"].to_pylist(), split["key"].to_pylist(), strict=True)) == set(
+        zip(samples["shard"].to_pylist(), samples["key"].to_pylist(), strict=True)
+    )
+
+
+def test_maps_show_images_of_the_evaluate_part_only(config: Config) -> None:
+    run = RunDirectory(config.run.directory)
+    split = pq.read_table(run.split)
+    evaluate = set(split.filter(pc.equal(split["part"], "evaluate"))["key"].to_pylist())
+    entries = json.loads((run.figures / "maps.json").read_text())
+    assert entries
+    assert {entry["key"] for entry in entries} <= evaluate
+    assert all((run.figures / entry["map"]).is_file() for entry in entries)
+
+
+def test_every_stage_logs_to_the_run(config: Config) -> None:
+    lines = (RunDirectory(config.run.directory).path / "metrics.jsonl").read_text().splitlines()
+    stages = {json.loads(line)["stage"] for line in lines}
+    assert stages >= {"extract", "train", "summarize", "intervene", "visualize"}
+
+
+def test_a_finished_run_is_left_as_it_is(config: Config) -> None:
+    run = RunDirectory(config.run.directory)
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
+    records = run_stages(config)
+    after = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
+    assert [record.stage for record in records] == [stage.name for stage in STAGES]
+    # The resolved config is written each time, with the same content.
+    assert {path for path in after if after[path] != before.get(path)} <= {run.config}
+
+
+def test_a_stage_is_redone_when_its_own_settings_change_and_others_are_not(config: Config) -> None:
+    run = RunDirectory(config.run.directory)
+    before = {stage.name: run.record(stage.name) for stage in STAGES}
+    run_stages(changed(config, "--interventions.random_draws", "3"))
+    redone = {stage.name for stage in STAGES if run.record(stage.name) != before[stage.name]}
+    assert redone == {"intervene", "report"}
+    run_stages(config)
+
+
+def test_deleted_output_is_made_again(config: Config) -> None:
+    run = RunDirectory(config.run.directory)
+    trials = (run.interventions / "trials.parquet").read_bytes()
+    (run.interventions / "trials.parquet").unlink()
+    run_stages(config, ["intervene"])
+    assert (run.interventions / "trials.parquet").read_bytes() == trials
+
+
+def test_a_store_of_another_config_is_refused_and_kept(config: Config) -> None:
+    run = RunDirectory(config.run.directory)
+    digest = ContributionStore(run.store).digest()
+    with pytest.raises(StoreError, match=r"steps: 2 in the store, 3 asked"):
+        run_stages(changed(config, "--attribution.method.options.steps", "3"), ["extract"])
+    assert ContributionStore(run.store).digest() == digest
+    run_stages(config)
+
+
+def test_a_stage_whose_input_is_of_other_settings_says_what_to_run(config: Config) -> None:
+    with pytest.raises(PipelineError, match="`train` was run with other settings.*run `codec-dist train"):
+        run_stages(changed(config, "--sae.groups.0.training.epochs", "5"), ["summarize"])
+    run_stages(config)
+
+
+def test_a_stage_without_its_input_says_what_to_run(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"`intervene` needs `summarize` first: run `codec-dist summarize"):
+        run_stages(changed(config, "--run.directory", str(tmp_path / "empty")), ["intervene"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--interventions.layers", "[blocks.9]"], r"interventions.layers: no SAE was trained for 'blocks.9'"),
+        (["--interventions.quantities", "[contribution-negative]"], "no SAE was trained for 'contribution-negative'"),
+    ],
+)
+def test_interventions_without_modes_are_refused(config: Config, words: list[str], message: str) -> None:
+    with pytest.raises(PipelineError, match=message):
+        run_stages(changed(config, *words), ["intervene"])
+    run_stages(config)
+
+
+def test_results_do_not_change_when_the_run_is_moved(config: Config, tmp_path: Path) -> None:
+    run = RunDirectory(config.run.directory)
+    moved = tmp_path / "moved"
+    run.path.rename(moved)
+    try:
+        records = run_stages(load_config(moved / "config.yaml"))
+        assert {record.stage for record in records} == {stage.name for stage in STAGES}
+        assert (moved / "stages" / "extract.json").read_text() == json.dumps(records[1].__dict__, indent=2) + "\n"
+    finally:
+        moved.rename(run.path)
