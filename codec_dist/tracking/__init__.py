@@ -1,0 +1,10 @@
+"""Numbers of a run: Weights & Biases (offline unless asked otherwise) and, always, RUN/metrics.jsonl beside it.
+
+One process writes at a time: the driver of a stage, or rank 0 of a training.
+"""
+
+from codec_dist.tracking.errors import TrackingError
+from codec_dist.tracking.journal import MetricsJournal, read_metrics
+from codec_dist.tracking.tracker import Tracker
+
+__all__ = ["MetricsJournal", "Tracker", "TrackingError", "read_metrics"]

@@ -1,0 +1,261 @@
+"""One W&B run: started without questions, written without surprises, finished with its file complete."""
+
+import netrc
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import numpy as np
+
+from codec_dist.config import TrackingSection
+from codec_dist.tracking.errors import TrackingError
+from codec_dist.tracking.journal import finite, read_metrics
+from codec_dist.tracking.offline import wait_until_complete
+
+SECONDS_TO_FLUSH = 20.0
+MOST_REFERENCES = 1000
+MOST_BYTES_TO_HASH = 64 * 1024
+
+_open_runs = 0
+_lock = threading.Lock()
+
+
+class WandbRun:
+    """A W&B run inside RUN/wandb. The arguments are those of :class:`codec_dist.tracking.Tracker`."""
+
+    def __init__(
+        self, directory: Path, section: TrackingSection, stage: str, group: str, config: Mapping[str, Any]
+    ) -> None:
+        self._directory = directory
+        self._offline = section.mode == "offline"
+        self._axes: set[str] = set()
+        self._defined: set[str] = set()
+        self._cleanup = ExitStack()
+        try:
+            (directory / "wandb").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrackingError(f"cannot write to {directory / 'wandb'}: {error.strerror or error}") from error
+        try:
+            self._cleanup.enter_context(_environment(directory, self._offline))
+            self._run = self._start(section, stage, group, config)
+        except BaseException:
+            self._cleanup.close()
+            raise
+
+    def _start(self, section: TrackingSection, stage: str, group: str, config: Mapping[str, Any]) -> Any:
+        global _open_runs
+        import wandb
+
+        if not self._offline and not _has_credentials(wandb.setup().settings):
+            raise TrackingError(
+                "tracking.mode is `online` but no W&B credentials were found: run `wandb login`, "
+                "set WANDB_API_KEY, or use `--tracking.mode offline`"
+            )
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            disable_git=True,
+            disable_code=True,
+            save_code=False,
+            disable_job_creation=True,
+            x_save_requirements=False,
+            # Offline, the machine's name and statistics are nobody's business, and asking for them takes time.
+            x_disable_meta=self._offline,
+            x_disable_machine_info=self._offline,
+            x_disable_stats=self._offline,
+        )
+        try:
+            run = wandb.init(
+                project=section.project,
+                entity=section.entity,
+                dir=str(self._directory),
+                group=group,
+                job_type=stage,
+                name=f"{group}-{stage}",
+                tags=list(section.tags),
+                config=finite(config),
+                mode=section.mode,
+                settings=settings,
+                reinit="create_new",
+            )
+        except wandb.Error as error:
+            reason = " ".join(str(error).split())
+            raise TrackingError(f"W&B refused to start a run ({reason}): try `--tracking.mode offline`") from error
+        with _lock:
+            _open_runs += 1
+        return run
+
+    def log(self, values: Mapping[str, Any], step: int | None, axis: str) -> None:
+        """Log values at a point of an axis, without W&B's own counter, which could only grow."""
+        if step is None:
+            self._run.log(dict(values))
+            return
+        if axis not in self._axes:
+            self._run.define_metric(_definition(axis), hidden=True)
+            self._axes.add(axis)
+        for name in values.keys() - self._defined:
+            self._run.define_metric(_definition(name), step_metric=axis)
+            self._defined.add(name)
+        self._run.log({axis: step, **values})
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        self._run.summary.update(dict(values))
+
+    def histogram(self, name: str, counts: np.ndarray, edges: np.ndarray, step: int | None, axis: str) -> None:
+        import wandb
+
+        self.log({name: wandb.Histogram(np_histogram=(counts, edges))}, step, axis)
+
+    def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        import wandb
+
+        # W&B wants one type per column; null may stand in any.
+        columns_of_cells = [
+            _one_type([finite(row[at]) if not isinstance(row[at], Path) else row[at] for row in rows])
+            for at in range(len(columns))
+        ]
+        shown = [
+            [wandb.Image(str(cell)) if isinstance(cell, Path) else cell for cell in row]
+            for row in zip(*columns_of_cells, strict=True)
+        ]
+        self._run.log({name: wandb.Table(columns=columns, data=shown)})
+
+    def artifact(self, name: str, kind: str, location: str, uses: Sequence[str]) -> None:
+        known = {
+            entry["artifact"]["name"]: entry["artifact"]
+            for entry in read_metrics(self._directory / "metrics.jsonl")
+            if "artifact" in entry
+        }
+        for used in filter(known.__contains__, uses):
+            source = str(known[used]["location"])
+            where = source if "://" in source else str(self._directory / source)
+            if "://" in where or Path(where).exists():
+                # An artifact of the same content is the same version: W&B draws the line between the stages.
+                self._run._log_artifact(self._reference(used, known[used]["kind"], where, ()), use_after_commit=True)
+        self._run.log_artifact(self._reference(name, kind, location, uses))
+
+    def finish(self, failed: bool) -> None:
+        """End the run; on return an offline run's file is complete."""
+        global _open_runs
+        import wandb
+
+        path = Path(self._run.settings.sync_file)
+        try:
+            self._run.finish(exit_code=int(failed))
+            with _lock:
+                _open_runs -= 1
+                # `finish` returns before the file is flushed; ending the service flushes it. A run of the
+                # user's own, or another tracker, still needs the service: then it flushes by itself later.
+                ends = _open_runs == 0 and wandb.run is None
+            if ends:
+                wandb.teardown()
+                if self._offline and not wait_until_complete(path, SECONDS_TO_FLUSH):
+                    raise TrackingError(f"W&B did not complete {path} within {SECONDS_TO_FLUSH:g} s: is the disk full?")
+        finally:
+            self._cleanup.close()
+
+    def _reference(self, name: str, kind: str, location: str, uses: Sequence[str]) -> Any:
+        import wandb
+
+        metadata = {"location": _without_secrets(location), "uses": list(uses)}
+        artifact = wandb.Artifact(_artifact_name(name), _artifact_name(kind), metadata=metadata)
+        if "://" in location:
+            with artifact.new_file("location.txt") as file:
+                file.write(_without_secrets(location) + "\n")
+            return artifact
+        root = Path(location).resolve()
+        files = list(islice(_files(root), MOST_REFERENCES + 1))
+        artifact.metadata["all_files_referenced"] = len(files) <= MOST_REFERENCES
+        for file in files[:MOST_REFERENCES]:
+            # Small files (settings, markers, indices) are hashed, so that a changed store is a new version.
+            small = file.stat().st_size <= MOST_BYTES_TO_HASH
+            name_inside = str(file.relative_to(root)) if file != root else file.name
+            artifact.add_reference(file.as_uri(), name=name_inside, checksum=small)
+        return artifact
+
+
+@contextmanager
+def _environment(directory: Path, offline: bool) -> Iterator[None]:
+    """What only the environment can tell W&B, restored afterwards."""
+    values = {"WANDB_SILENT": "true", "WANDB_DISABLE_GIT": "true", "WANDB_DISABLE_CODE": "true"}
+    if offline:
+        folder = directory.resolve() / "wandb"
+        values |= {
+            "WANDB_MODE": "offline",
+            "WANDB_ERROR_REPORTING": "false",  # else the service asks for its server's address even offline
+            "WANDB_DATA_DIR": str(folder / "data"),
+            "WANDB_CACHE_DIR": str(folder / "cache"),
+        }
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _has_credentials(settings: Any) -> bool:
+    """Whether W&B would start without asking: a key, an identity token, or an entry in the netrc file."""
+    if os.environ.get("WANDB_API_KEY") or getattr(settings, "api_key", None):
+        return True
+    if os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or getattr(settings, "identity_token_file", None):
+        return True
+    host = urlsplit(str(settings.base_url)).hostname or ""
+    named = os.environ.get("NETRC")
+    for path in [Path(named)] if named else [Path("~/.netrc"), Path("~/_netrc")]:
+        with suppress(OSError, netrc.NetrcParseError):
+            entries = netrc.netrc(str(path.expanduser()))
+            if host in entries.hosts:
+                return True
+    return False
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """The files below a folder (or the file itself), those nearest to the top first, in the order of names."""
+    folders = [root]
+    if root.is_file():
+        yield root
+        return
+    while folders:
+        deeper: list[Path] = []
+        for folder in folders:
+            children = sorted(folder.iterdir())
+            yield from (child for child in children if child.is_file())
+            deeper += (child for child in children if child.is_dir())
+        folders = deeper
+
+
+def _one_type(cells: list[Any]) -> list[Any]:
+    """The cells of a column, as text if they are of several kinds (numbers and truth values are one)."""
+    kinds = {float if isinstance(cell, bool | int | float) else type(cell) for cell in cells if cell is not None}
+    if len(kinds) < 2:
+        return [float(cell) if isinstance(cell, bool) else cell for cell in cells]
+    return [None if cell is None else str(cell) for cell in cells]
+
+
+def _definition(name: str) -> str:
+    """A metric's name as `define_metric` wants it: an unescaped dot would mean a nested value."""
+    return name.replace("\\", "\\\\").replace(".", "\\.")
+
+
+def _artifact_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name)[:128]
+
+
+def _without_secrets(location: str) -> str:
+    """A URL without user, password and query, which may hold a signature."""
+    if "://" not in location:
+        return location
+    parts = urlsplit(location)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
