@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -175,6 +176,18 @@ def test_the_same_numbers_are_in_the_journal(run: Path) -> None:
     table = next(entry["table"] for entry in entries if "table" in entry)
     assert table["rows"] == [[3, "seven", "figures/one.png", 1.5], [4.5, None, None, "a"]]
     assert [entry["event"] for entry in entries if "event" in entry] == ["start", "end", "start", "end"]
+
+
+def test_offline_mode_never_calls_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_MODE", "online")  # the config decides
+        with Tracker(tmp_path, OFFLINE, stage="extract", group="g", config={}) as tracker:
+            tracker.log({"x": 1.0})
+            tracker.table("t", ["n"], [[1]])
+        with pytest.raises(BlockingIOError):  # nobody has knocked
+            server.accept()
 
 
 def test_environment_is_left_as_it_was(run: Path) -> None:
