@@ -102,7 +102,9 @@ def submit_command(
         info = client.get_job_info(job_id)
     except (RuntimeError, OSError, ValueError) as error:
         raise ClusterError(f"the cluster at {address} refused the job: {' '.join(str(error).split())}") from error
-    return JobOutcome(job_id, str(info.status.value), info.message or "")
+    # Ray appends the log, which was followed already, to the cause.
+    cause = (info.message or "").partition(", last available logs")[0]
+    return JobOutcome(job_id, str(info.status.value), " ".join(cause.split()))
 
 
 def _client(url: str) -> "JobSubmissionClient":

@@ -1,0 +1,134 @@
+"""From a stream of decoded samples to microbatches, prepared ahead of their use."""
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from codec_dist.shards import Decoded
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive usable samples of one shard."""
+
+    positions: tuple[int, ...]
+    """Places in the shard."""
+    keys: tuple[str, ...]
+    labels: Int[Tensor, "batch"]
+    """-1 where there is none."""
+    images: Float[Tensor, "batch channel height width"]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def select(self, indices: Sequence[int]) -> "Batch":
+        """The samples at ``indices``."""
+        rows = torch.tensor(list(indices), dtype=torch.long)
+        return Batch(
+            tuple(self.positions[index] for index in indices),
+            tuple(self.keys[index] for index in indices),
+            self.labels[rows],
+            self.images[rows],
+        )
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A sample that has no row, and why."""
+
+    position: int
+    key: str
+    reason: str
+
+
+def make_batches(
+    samples: Iterable[Decoded],
+    prepare: Callable[[Image.Image], Float[Tensor, "channel height width"]],
+    size: int,
+    drop: Callable[[Dropped], None],
+    pin: bool = False,
+) -> Generator[Batch, None, None]:
+    """Prepared samples in batches of ``size`` (the last may be smaller); what cannot be used goes to ``drop``."""
+    waiting: list[tuple[Decoded, Tensor]] = []
+    for sample in samples:
+        if sample.image is None:
+            drop(Dropped(sample.position, sample.key, sample.error or "there is no image"))
+            continue
+        try:
+            waiting.append((sample, prepare(sample.image)))
+        except Exception as error:  # noqa: BLE001  an odd image is that image's fault, whatever it trips
+            reason = " ".join(str(error).split())
+            drop(Dropped(sample.position, sample.key, f"cannot be prepared: {type(error).__name__}: {reason}"))
+        if len(waiting) == size:
+            yield _stack(waiting, pin)
+            waiting = []
+    if waiting:
+        yield _stack(waiting, pin)
+
+
+def _stack(pairs: Sequence[tuple[Decoded, Tensor]], pin: bool) -> Batch:
+    samples = [sample for sample, _ in pairs]
+    images = torch.stack([image for _, image in pairs])
+    return Batch(
+        tuple(sample.position for sample in samples),
+        tuple(sample.key for sample in samples),
+        torch.tensor([-1 if sample.label is None else sample.label for sample in samples]),
+        images.pin_memory() if pin else images,
+    )
+
+
+@contextmanager
+def prefetched(source: Generator[Item, None, None], depth: int) -> Iterator[Iterator[Item]]:
+    """Iterate ``source`` in a thread that runs at most ``depth`` items ahead, from now until the block ends.
+
+    An exception of the source is raised where its item would have been.
+    """
+    items: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(item: Item | None, error: BaseException | None) -> bool:
+        while not stop.is_set():
+            try:
+                items.put((item, error), timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def produce() -> None:
+        try:
+            for item in source:
+                if not put(item, None):
+                    return
+            put(None, StopIteration())
+        except Exception as error:  # noqa: BLE001  raised again by the consumer
+            put(None, error)
+        finally:
+            source.close()
+
+    def consume() -> Iterator[Item]:
+        while True:
+            item, error = items.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]
+
+    thread = threading.Thread(target=produce, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        yield consume()
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,7 @@
+"""The error of this room."""
+
+from codec_dist.utils import CodecError
+
+
+class ExtractionError(CodecError):
+    """An extraction that cannot start, or that ended without everything asked for."""

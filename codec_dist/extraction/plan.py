@@ -1,0 +1,200 @@
+"""What is to be done, settled once by the coordinator before any actor starts."""
+
+import inspect
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from codec_dist.attribution import METHODS, TARGETS, AttributionResult, Attributor, TrueLabel
+from codec_dist.config import Choice, Config
+from codec_dist.extraction.errors import ExtractionError
+from codec_dist.models import LoadedModel, load_model
+from codec_dist.shards import Decoded, ShardIndex, ShardInfo, limit_samples, load_index, read_shard
+from codec_dist.store import ContributionStore, create_store
+from codec_dist.utils import Registry
+
+# Beside the arrays: tables of samples, markers, files that are being written.
+SPARE_BYTES = 64 * 1024 * 1024
+SPARE_FACTOR = 1.02
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every actor is told; small and plain, so that it travels as a value."""
+
+    config: Config
+    location: str
+    """Folder or URL of the shards."""
+    store: Path
+    model_fingerprint: str
+    layers: Mapping[str, int]
+    """Layer key → channels."""
+    quantities: tuple[str, ...]
+    complete_layers: tuple[str, ...]
+    """Layers whose samples have a completeness residual."""
+
+
+def make_plan(config: Config) -> tuple[Plan, tuple[ShardInfo, ...]]:
+    """Check all that can be checked without an actor, and make the store or find it to be the same.
+
+    Returns:
+        The plan, and the shards in the order of their numbers in the store.
+
+    Raises:
+        ShardError: shards are missing, cut short or not as indexed.
+        ModelError: a model, weights or a layer that do not exist or do not fit.
+        AttributionError: a method or target that this model cannot have.
+        StoreError: the store at the run's place was made with other settings.
+        ExtractionError: no image can be decoded, labels that the target needs are missing, or too little
+            space is free.
+    """
+    run = Path(config.run.directory)
+    index = load_index(config.data.shards, run / "index", label_field=config.data.label_field)
+    if config.data.limit is not None:
+        index = limit_samples(index, config.data.limit)
+    loaded = load_model(config.model, seed=config.run.seed)
+    attributor = build_attributor(config, loaded)
+    if isinstance(attributor.target, TrueLabel):
+        _check_labels(index, loaded.classes)
+    trial = _try_one(config, index, loaded, attributor)
+    first = next(iter(trial.values()))
+    plan = Plan(
+        config=config,
+        location=index.location,
+        store=run / "store",
+        model_fingerprint=loaded.fingerprint,
+        layers=attributor.channels,
+        quantities=tuple(first.quantities()),
+        complete_layers=tuple(layer for layer, result in trial.items() if result.completeness is not None),
+    )
+    create_store(
+        plan.store,
+        identity=_identity(config, index, loaded, attributor),
+        layers=plan.layers,
+        targets=[attributor.target.name],
+        quantities=plan.quantities,
+        shards=[(shard.name, shard.samples) for shard in index.shards],
+        dtype=config.attribution.dtype,
+    )
+    return plan, index.shards
+
+
+def build_attributor(config: Config, loaded: LoadedModel) -> Attributor:
+    """The attribution engine that a config describes, for a model in the type that it computes in."""
+    section = config.attribution
+    return Attributor(
+        loaded.module.to(getattr(torch, section.dtype)),
+        section.layers,
+        METHODS.build(section.method.name, section.method.options),
+        TARGETS.build(section.target.name, section.target.options),
+        activations=section.activations,
+        gradients=section.gradients,
+    )
+
+
+def check_free_space(plan: Plan, pending: int) -> None:
+    """Refuse to start ``pending`` shards that the disk cannot hold.
+
+    Raises:
+        ExtractionError: with what is needed and what is free.
+    """
+    row_bytes = sum(plan.layers.values()) * len(plan.quantities) * np.dtype(plan.config.attribution.dtype).itemsize
+    rows = pending * ContributionStore(plan.store).block_rows
+    needed = int(rows * row_bytes * SPARE_FACTOR) + SPARE_BYTES
+    free = shutil.disk_usage(plan.store).free
+    if free < needed:
+        raise ExtractionError(
+            f"the store {plan.store} needs about {needed / 1e9:,.2f} GB more, but {free / 1e9:,.2f} GB are free there: "
+            "free space, or choose another run.directory, fewer layers, or data.limit"
+        )
+
+
+def _identity(config: Config, index: ShardIndex, loaded: LoadedModel, attributor: Attributor) -> dict[str, Any]:
+    """All that the stored numbers depend on (DESIGN: "Identity")."""
+    section = config.attribution
+    return {
+        "data": {
+            "fingerprint": index.fingerprint,
+            "image_fields": list(config.data.image_fields),
+            "label_field": config.data.label_field,
+        },
+        "model": {"spec": config.model.spec, "fingerprint": loaded.fingerprint},
+        "preprocessing": dict(loaded.preprocessing.as_dict()),
+        "layers": list(attributor.layers),
+        "attribution": {
+            "method": _spelled_out(METHODS, section.method),
+            "target": _spelled_out(TARGETS, section.target),
+            "activations": section.activations,
+            "gradients": section.gradients,
+            "microbatch": section.microbatch,
+            "deterministic": section.deterministic,
+        },
+        "dtype": section.dtype,
+        "threads_per_actor": config.cluster.cpus_per_actor,
+    }
+
+
+def _spelled_out(registry: Registry[Any], choice: Choice) -> dict[str, Any]:
+    """A choice with the defaults of its options, so that leaving one out and giving its default are the same."""
+    parameters = inspect.signature(registry.factory(choice.name)).parameters.values()
+    defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
+    return {"name": choice.name, "options": defaults | choice.options}
+
+
+def _check_labels(index: ShardIndex, classes: int | None) -> None:
+    samples: pa.Table = index.samples()
+    fault = pc.is_null(samples["label"])
+    if classes is not None:
+        fault = pc.or_kleene(fault, pc.greater_equal(samples["label"], classes))
+    bad = samples.filter(fault)
+    if len(bad):
+        row = bad.slice(0, 1).to_pylist()[0]
+        found = "has no label" if row["label"] is None else f"has the label {row['label']}"
+        raise ExtractionError(
+            f"the target `label` needs a label from 0 to {(classes or 0) - 1} for every sample, but {len(bad):,} have "
+            f"none: {row['key']} in {row['shard']} {found}; check data.label_field or choose another target"
+        )
+
+
+def _try_one(config: Config, index: ShardIndex, loaded: LoadedModel, attributor: Attributor) -> AttributionResult:
+    """Attribute the first image that can be, which shows what the stored quantities are."""
+    sample = _first_image(config, index)
+    assert sample.image is not None
+    label = torch.tensor([-1 if sample.label is None else sample.label])
+    return attributor(loaded.preprocessing(sample.image)[None], label)
+
+
+def _first_image(config: Config, index: ShardIndex) -> Decoded:
+    reasons = []
+    for shard in index.shards:
+        stream = read_shard(
+            index.location, shard, image_fields=config.data.image_fields, label_field=config.data.label_field
+        )
+        for sample in stream:
+            if sample.image is not None:
+                return sample
+            reasons.append(f"{sample.key}: {sample.error}")
+    first = f" (first {reasons[0]})" if reasons else ""
+    raise ExtractionError(
+        f"none of the {len(reasons):,} samples in {index.location} can be decoded{first}: check data.image_fields"
+    )
+
+
+def pin_numerics(config: Config, device: torch.device) -> None:
+    """Set this process up so that the numbers depend on the config alone: threads, full float32, kernels."""
+    torch.set_num_threads(config.cluster.cpus_per_actor)
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+        if config.attribution.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.backends.cudnn.benchmark = False
+            torch.use_deterministic_algorithms(True)

@@ -1,0 +1,234 @@
+"""The actor: reads shards, attributes them, writes their blocks, and returns small receipts."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from codec_dist.attribution import AttributionResult, Attributor, NotFiniteError
+from codec_dist.extraction.batches import Batch, Dropped, make_batches, prefetched
+from codec_dist.extraction.errors import ExtractionError
+from codec_dist.extraction.plan import Plan, build_attributor, pin_numerics
+from codec_dist.models import LoadedModel, load_model
+from codec_dist.shards import ShardInfo, read_shard
+from codec_dist.store import BlockWriter
+from codec_dist.utils import CodecError
+
+# Microbatches that wait, prepared, while another is computed.
+PREFETCH = 2
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard for one actor."""
+
+    number: int
+    info: ShardInfo
+    attempt: int
+    turn: int
+    """How many shards were given to this actor before."""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A finished shard."""
+
+    number: int
+    rows: int
+    dropped: tuple[tuple[str, str], ...]
+    """Key of each dropped sample, and why."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an actor could not start or a shard could not be done. Plain text: it always travels."""
+
+    reason: str
+
+
+class ShardWorker:
+    """Does shards one at a time, and decodes the next one meanwhile.
+
+    Run it as a Ray actor with two threads: while one call computes, the other one's images are decoded and
+    prepared (as far as ``PREFETCH`` microbatches), or its block is written.
+    """
+
+    def __init__(self, plan: Plan, on_gpu: bool) -> None:
+        self._plan, self._on_gpu = plan, on_gpu
+        self._largest = plan.config.attribution.microbatch
+        self._next_turn = 0
+        self._turns = threading.Condition()
+
+    def prepare(self) -> Failure | None:
+        """Load the model; must be called once, first."""
+        try:
+            self._load()
+        except Exception as error:  # noqa: BLE001  whatever it is, the coordinator decides
+            return Failure(_describe(error))
+        return None
+
+    def extract(self, task: ShardTask) -> Receipt | Failure:
+        """Do one shard."""
+        try:
+            return self._extract(task)
+        except Exception as error:  # noqa: BLE001  whatever it is, the coordinator decides
+            return Failure(_describe(error))
+
+    def _load(self) -> None:
+        config = self._plan.config
+        if self._on_gpu and not torch.cuda.is_available():
+            raise ExtractionError(
+                "a GPU was given to this actor, but torch cannot use it: install a CUDA build of torch that fits "
+                "the driver, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to run on CPUs"
+            )
+        device = torch.device("cuda" if self._on_gpu else "cpu")
+        pin_numerics(config, device)
+        self._model: LoadedModel = load_model(config.model, seed=config.run.seed)
+        if self._model.fingerprint != self._plan.model_fingerprint:
+            raise ExtractionError(
+                f"the model {config.model.spec} is another on this node than on the driver's (weights "
+                f"{config.model.weights}): give every node the same file and the same versions"
+            )
+        self._model.module.to(device)
+        self._attributor: Attributor = build_attributor(config, self._model)
+        self._writer = BlockWriter(self._plan.store)
+
+    def _extract(self, task: ShardTask) -> Receipt:
+        data, dropped = self._plan.config.data, list[Dropped]()
+        samples = read_shard(
+            self._plan.location,
+            task.info,
+            image_fields=data.image_fields,
+            label_field=data.label_field,
+            threads=data.decode_threads,
+        )
+        batches = make_batches(
+            samples,
+            self._model.preprocessing,
+            self._plan.config.attribution.microbatch,
+            dropped.append,
+            pin=self._on_gpu,
+        )
+        with prefetched(batches, PREFETCH) as ahead, self._turn(task.turn):
+            started = time.monotonic()
+            rows = ShardRows(self._plan, task.info.samples)
+            for batch in ahead:
+                for part, result in self._attribute(batch, dropped):
+                    rows.append(part, result)
+        named = tuple((each.key, each.reason) for each in sorted(dropped, key=lambda each: each.position))
+        seconds = time.monotonic() - started
+        marker = self._writer.write(task.number, rows.values(), rows.samples(), named, seconds, task.attempt)
+        return Receipt(task.number, marker.rows, named, seconds)
+
+    @contextmanager
+    def _turn(self, turn: int) -> Iterator[None]:
+        """Shards are computed one at a time, in the order in which they were given."""
+        with self._turns:
+            self._turns.wait_for(lambda: self._next_turn == turn)
+        try:
+            yield
+        finally:
+            with self._turns:
+                self._next_turn += 1
+                self._turns.notify_all()
+
+    def _attribute(self, batch: Batch, dropped: list[Dropped]) -> Iterator[tuple[Batch, AttributionResult]]:
+        """Results of a batch in order: of all of it, or of what is left without samples that are not finite."""
+        todo = [batch]
+        while todo:
+            part = todo.pop(0)
+            if len(part) > self._largest:
+                indices = range(len(part))
+                todo[:0] = [part.select(indices[: self._largest]), part.select(indices[self._largest :])]
+                continue
+            try:
+                result = self._attributor(part.images, part.labels)
+            except NotFiniteError as error:
+                bad = set(error.samples)
+                dropped.extend(Dropped(part.positions[i], part.keys[i], str(error)) for i in sorted(bad))
+                todo[:0] = [part.select(kept)] if (kept := [i for i in range(len(part)) if i not in bad]) else []
+            except torch.OutOfMemoryError as error:
+                self._halve(len(part), error)
+                todo.insert(0, part)
+            else:
+                yield part, result
+
+    def _halve(self, size: int, error: torch.OutOfMemoryError) -> None:
+        if self._plan.config.attribution.deterministic or size == 1:
+            raise ExtractionError(
+                f"the GPU's memory is too small for {size} images at once: lower attribution.microbatch"
+            ) from error
+        self._largest = size // 2
+        torch.cuda.empty_cache()
+
+
+class ShardRows:
+    """The rows of one shard as they come, in one matrix on the host."""
+
+    def __init__(self, plan: Plan, samples: int) -> None:
+        self._plan = plan
+        widths = [(layer, quantity, width) for layer, width in plan.layers.items() for quantity in plan.quantities]
+        total = sum(width for *_, width in widths)
+        self._matrix = np.empty((samples, total), np.dtype(plan.config.attribution.dtype))
+        self._columns: dict[tuple[str, str], slice] = {}
+        start = 0
+        for layer, quantity, width in widths:
+            self._columns[layer, quantity] = slice(start, start + width)
+            start += width
+        self._keys: list[str] = []
+        self._numbers: dict[str, list[torch.Tensor]] = {}
+
+    def append(self, batch: Batch, result: AttributionResult) -> None:
+        """Take in the results of ``batch``; one copy from the device."""
+        quantities = {layer: result[layer].quantities() for layer in self._plan.layers}
+        block = torch.cat([quantities[layer][quantity] for layer, quantity in self._columns], dim=1)
+        self._matrix[len(self._keys) : len(self._keys) + len(batch)] = block.cpu().numpy()
+        self._keys += batch.keys
+        numbers = {
+            "label": batch.labels,
+            "prediction": result.prediction,
+            "target_value": result.target_value,
+            "baseline_value": result.baseline_value,
+        }
+        for layer in self._plan.complete_layers:
+            residual = result[layer].completeness
+            assert residual is not None
+            numbers[f"completeness.{layer}"] = residual
+        for name, values in numbers.items():
+            self._numbers.setdefault(name, []).append(values.detach().cpu())
+
+    def values(self) -> dict[tuple[str, str], np.ndarray]:
+        """(layer key, quantity) → array [rows, channels]."""
+        return {name: self._matrix[: len(self._keys), columns] for name, columns in self._columns.items()}
+
+    def samples(self) -> pa.Table:
+        """The table of samples that the store takes."""
+        labels = self._column("label", pa.int32()).to_pylist()
+        return pa.table(
+            {
+                "key": pa.array(self._keys, pa.string()),
+                "label": pa.array([None if label < 0 else label for label in labels], pa.int32()),
+                "prediction": self._column("prediction", pa.int32()),
+                "target_value": self._column("target_value", pa.float64()),
+                "baseline_value": self._column("baseline_value", pa.float64()),
+                **{
+                    f"completeness.{layer}": self._column(f"completeness.{layer}", pa.float64())
+                    for layer in self._plan.complete_layers
+                },
+            }
+        )
+
+    def _column(self, name: str, kind: pa.DataType) -> pa.Array:
+        parts = self._numbers.get(name, [])
+        return pa.array(torch.cat(parts).numpy() if parts else np.empty(0), type=kind) if parts else pa.array([], kind)
+
+
+def _describe(error: Exception) -> str:
+    words = " ".join(str(error).split())
+    return words if isinstance(error, CodecError) else f"{type(error).__name__}: {words}"
