@@ -121,7 +121,13 @@ def build_index(location: str | Path, cache: Path | None = None, label_field: st
 
 
 def limit_samples(index: ShardIndex, n: int) -> ShardIndex:
-    """The first ``n`` samples in the order of shards (all, if there are fewer)."""
+    """The first ``n`` samples in the order of shards (all, if there are fewer).
+
+    Raises:
+        ShardError: ``n`` is less than 1.
+    """
+    if n < 1:
+        raise ShardError(f"a limit of {n} samples was asked: at least 1 is needed")
     shards, left = [], n
     for shard in index.shards:
         if left <= 0:

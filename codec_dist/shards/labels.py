@@ -18,13 +18,13 @@ def read_label(members: Mapping[str, Any], label_field: str) -> tuple[int | None
         (label, None), (None, None) for a sample without label, or (None, fault).
     """
     extension, _, field = label_field.partition(":")
-    content = members.get(extension)
+    content = members.get(extension.lower())
     if content is None:
         return None, None
     if field:
         return _from_json(bytes(content), field)
     text = bytes(content).strip()
-    if not text.isdigit() or int(text) > LARGEST_LABEL:
+    if not text.isdigit() or len(text) > 10 or int(text) > LARGEST_LABEL:
         return None, f"the label {text[:40].decode(errors='replace')!r} in .{extension} is not an integer from 0"
     return int(text), None
 
@@ -32,7 +32,7 @@ def read_label(members: Mapping[str, Any], label_field: str) -> tuple[int | None
 def _from_json(content: bytes, field: str) -> tuple[int | None, str | None]:
     try:
         values = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return None, f"the .json member is not JSON: {error}"
     if not isinstance(values, dict):
         return None, "the .json member is not an object"

@@ -36,7 +36,7 @@ class Location:
             )
         try:
             # Never through fsspec's URL parser: it accepts chains of schemes and caches.
-            self._files: Any = fsspec.filesystem(self.scheme or "file")
+            self._files: Any = fsspec.filesystem(self.scheme or "file", use_listings_cache=False)
         except ImportError as error:
             package = PACKAGES.get(self.scheme or "", "fsspec")
             raise ShardError(f"reading {self.text} needs the package {package}: pip install {package}") from error

@@ -110,8 +110,7 @@ class _Spool:
         if key in self._places:
             raise ShardError(f"the key {key!r} occurs twice: give every image its own name")
         names = key.split("/")
-        unprintable = not key.isprintable() or key.strip() != key
-        if unprintable or "." in key or "\\" in key or "" in names or names[0].startswith("__"):
+        if not key.isprintable() or "." in key or "\\" in key or "" in names or names[0].startswith("__"):
             raise ShardError(f"the key {key!r} cannot be used: expected printable text without dots, e.g. cat/photo-1")
         if not re.fullmatch(r"[A-Za-z0-9]+", sample.extension) or sample.extension.lower() in ("cls", "json"):
             raise ShardError(

@@ -62,6 +62,7 @@ def read_shard(
     place = Location(location)
     _check_size(place, info, label_field)
     raw = _read_raw(place, info)
+    image_fields = [extension.lower() for extension in image_fields]
 
     def decode(item: tuple[int, dict[str, Any]]) -> Decoded:
         return _decode(*item, image_fields, label_field)

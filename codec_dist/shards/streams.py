@@ -55,7 +55,7 @@ def stream_samples(stream: HashingStream, name: str) -> Iterator[dict[str, Any]]
 
     Raises:
         ShardError: a member cannot be read, or a sample holds two members of one extension. The sample
-            in which that happens is not yielded.
+            that was being read is not yielded, as it may be incomplete.
     """
     faults = FaultCounter()
     files = tar_file_expander([{"url": name, "stream": stream}], handler=faults)

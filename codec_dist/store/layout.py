@@ -49,12 +49,14 @@ class Layout:
     @cached_property
     def block_rows(self) -> int:
         """Rows of each shard's block in every array: the largest shard, rounded up to whole chunks."""
-        return self.chunk_rows * self._chunks_per_block
+        return self.chunk_rows * math.ceil(self._largest_shard / self.chunk_rows)
 
     @cached_property
     def chunk_rows(self) -> int:
-        """Rows of a chunk: the block, divided evenly until the widest layer's chunk has at most 16 MiB."""
-        return math.ceil(self._largest_shard / self._chunks_per_block)
+        """Rows of a chunk: the block, divided evenly so that the widest layer's chunk has at most 16 MiB."""
+        row_bytes = max(self.layers.values()) * np.dtype(self.dtype).itemsize
+        most_rows = max(1, LARGEST_CHUNK // row_bytes)
+        return math.ceil(self._largest_shard / math.ceil(self._largest_shard / most_rows))
 
     @cached_property
     def identity_hash(self) -> str:
@@ -126,15 +128,6 @@ class Layout:
     @property
     def _largest_shard(self) -> int:
         return max(1, *(samples for _, samples in self.shards))
-
-    @cached_property
-    def _chunks_per_block(self) -> int:
-        row = max(self.layers.values()) * np.dtype(self.dtype).itemsize
-        wanted = math.ceil(self._largest_shard * row / LARGEST_CHUNK)
-        if wanted <= self._largest_shard and wanted > 1:
-            # Rounding rows up may push a chunk over the limit: one more chunk mends it.
-            wanted += math.ceil(self._largest_shard / wanted) * row > LARGEST_CHUNK
-        return min(wanted, self._largest_shard)
 
 
 def read_layout(path: str | Path) -> Layout:

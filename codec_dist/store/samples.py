@@ -19,7 +19,7 @@ REQUIRED = {
     "target_value": pa.float64(),
     "baseline_value": pa.float64(),
 }
-GIVEN_BY_STORE = ("shard", "row")
+ADDED = ("shard", "row")
 ROWS_PER_GROUP = 65_536
 
 
@@ -66,6 +66,8 @@ def prepare_samples(layout: Layout, number: int, samples: pa.Table, dropped: Seq
     missing = [name for name in REQUIRED if name not in samples.column_names]
     if missing:
         raise StoreError(f"the samples of shard {shard} have no column {missing[0]!r}: expected {', '.join(REQUIRED)}")
+    if reserved := [name for name in ADDED if name in samples.column_names]:
+        raise StoreError(f"the samples of shard {shard} have a column {reserved[0]!r}: the store adds it, leave it out")
     if len(samples) + len(dropped) != expected:
         raise StoreError(
             f"shard {shard} has {expected} samples: {len(samples)} rows and {len(dropped)} dropped samples were given"
