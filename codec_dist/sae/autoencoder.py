@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -82,7 +82,7 @@ class SparseAutoencoder(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
-    def calibrate(self, rows: Float[Tensor, "rows channels"], scale: float) -> None:
+    def calibrate(self, rows: Float[Tensor, "rows channels"], scale: int | float) -> None:
         """Set ``scale`` and whatever starts from data, given some rows (in stored units) of the fit part.
 
         Raises:
@@ -113,7 +113,7 @@ class SparseAutoencoder(nn.Module):
         write_checkpoint(Path(directory), config, self.state_dict())
 
     @classmethod
-    def load(cls, directory: Path) -> Self:
+    def load(cls, directory: Path) -> "SparseAutoencoder":
         """Read an SAE written by ``save``, of whichever registered architecture, in eval mode on the CPU.
 
         Raises:
@@ -152,6 +152,22 @@ def build(name: str, options: Mapping[str, Any], channels: int, seed: int = 0) -
         return ARCHITECTURES.build(name, options, channels=channels)
 
 
-def count_modes(channels: int, modes: int | None, expansion: float) -> int:
-    """The number of modes: as given, or ``expansion`` times the channels."""
+def count_modes(channels: int, modes: int | None, expansion: int | float) -> int:
+    """The number of modes: as given, or ``expansion`` times the channels.
+
+    Raises:
+        ValueError: ``modes`` is not a whole number.
+    """
+    check_whole(modes=modes)
     return modes if modes is not None else max(1, round(expansion * channels))
+
+
+def check_whole(**options: int | None) -> None:
+    """Refuse options (which come from a config) that should be whole numbers and are not; None passes.
+
+    Raises:
+        ValueError: such an option.
+    """
+    for name, value in options.items():
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise ValueError(f"{name} must be a whole number, found {value!r}")

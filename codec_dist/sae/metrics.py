@@ -49,7 +49,7 @@ class ReconstructionReport:
     def density_histogram(self) -> Int[Tensor, "bins"]:
         """Alive modes per bin of log10(frequency); bins of width 0.25 from −7 to 0."""
         alive = self.frequency[self.frequency > 0].double().log10()
-        return torch.histogram(alive.cpu(), DENSITY_EDGES).hist.long()
+        return torch.histogram(alive, DENSITY_EDGES).hist.long()
 
     def numbers(self) -> dict[str, float]:
         """The scalar metrics by name."""
@@ -68,7 +68,7 @@ class ReconstructionMetrics:
     """One-pass metrics of (rows, reconstruction, loadings), mergeable, with float64 sums.
 
     Variances are kept as sums of squares around running means (Chan, Golub, LeVeque 1983), because
-    Σ‖x‖² − ‖Σx‖²/n cancels when the means are large. All in stored units.
+    Σ‖x‖² − ‖Σx‖²/n cancels when the means are large. All in stored units; the sums live on the CPU.
     """
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class ReconstructionMetrics:
         batch = ReconstructionMetrics()
         x, approximation = rows.detach().double(), reconstruction.detach().double()
         batch.samples = len(x)
-        batch._mean = x.mean(0)
+        mean = x.mean(0)
         norms = torch.linalg.vector_norm(x, dim=1)
         approximation_norms = torch.linalg.vector_norm(approximation, dim=1)
         nonzero = norms > 0
@@ -104,7 +104,7 @@ class ReconstructionMetrics:
         sparsity = _hoyer(loadings.detach().double())
         defined = ~sparsity.isnan()
         terms = [
-            (x - batch._mean).square().sum(),
+            (x - mean).square().sum(),
             (x - approximation).square().sum(),
             (cosines * nonzero).sum(),
             (ratios * nonzero).sum(),
@@ -112,22 +112,22 @@ class ReconstructionMetrics:
             sparsity.nan_to_num(0).sum(),
             defined.sum(),
         ]
-        batch._sums = torch.stack([term.double() for term in terms])
-        batch._fired = (loadings.detach() != 0).sum(0)
+        batch._mean, batch._sums = mean.cpu(), torch.stack([term.double() for term in terms]).cpu()
+        batch._fired = (loadings.detach() != 0).sum(0).cpu()
         self.merge(batch)
 
-    def merge(self, other: "ReconstructionMetrics") -> None:
-        """Take in all that ``other`` has seen; ``other`` is left as it is.
+    def merge(self, other: "ReconstructionMetrics") -> "ReconstructionMetrics":
+        """Take in all that ``other`` has seen; ``other`` is left as it is. Returns self.
 
         Raises:
             SaeError: ``other`` has seen rows of another width or another number of modes.
         """
         if other.samples == 0:
-            return
+            return self
         if self.samples == 0:
             self.samples = other.samples
             self._mean, self._fired, self._sums = other._mean.clone(), other._fired.clone(), other._sums.clone()
-            return
+            return self
         if self._mean.shape != other._mean.shape or self._fired.shape != other._fired.shape:
             raise SaeError(
                 f"metrics of {len(self._mean)} channels and {len(self._fired)} modes cannot take in rows of "
@@ -140,6 +140,7 @@ class ReconstructionMetrics:
         self._mean = self._mean + difference * (other.samples / total)
         self._fired = self._fired + other._fired
         self.samples = total
+        return self
 
     def result(self, dictionary: Float[Tensor, "modes channels"] | None = None) -> ReconstructionReport:
         """The metrics so far; those of the dictionary are NaN where none is given.
@@ -150,7 +151,7 @@ class ReconstructionMetrics:
         if self.samples == 0:
             raise SaeError("no rows were seen, so there are no metrics: the part of the split is empty")
         squares, error, cosine, shrinkage, nonzero, sparsity, defined = self._sums.tolist()
-        fired, channels = self._fired.cpu(), len(self._mean)
+        fired, channels = self._fired, len(self._mean)
         means_apart = (self._mean - self._mean.mean()).square().sum().item() * self.samples
         return ReconstructionReport(
             samples=self.samples,

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from codec_dist.sae.autoencoder import ARCHITECTURES, Loss, SparseAutoencoder, count_modes
+from codec_dist.sae.autoencoder import ARCHITECTURES, Loss, SparseAutoencoder, check_whole, count_modes
 
 
 @ARCHITECTURES.register("stsae")
@@ -25,12 +25,12 @@ class StsaeAutoencoder(SparseAutoencoder):
         self,
         channels: int,
         modes: int | None = None,
-        expansion: float = 3.0,
-        threshold: float = 0.9,
+        expansion: int | float = 3,
+        threshold: int | float = 0.9,
         hidden: int | None = None,
-        hidden_per_channel: float | None = None,
-        l1: float = 5e-5,
-        dropout: float = 0.05,
+        hidden_per_channel: int | float | None = None,
+        l1: int | float = 5e-5,
+        dropout: int | float = 0.05,
         nonnegative: bool = False,
     ) -> None:
         """Build with PyTorch's default weights in the encoder and Xavier-uniform ones in the dictionary.
@@ -49,6 +49,7 @@ class StsaeAutoencoder(SparseAutoencoder):
         super().__init__(channels, count_modes(channels, modes, expansion))
         if hidden is not None and hidden_per_channel is not None:
             raise ValueError("give hidden or hidden_per_channel, not both")
+        check_whole(hidden=hidden)
         if hidden is None:
             hidden = 2048 if hidden_per_channel is None else round(hidden_per_channel * channels)
         if hidden < 1 or not 0 <= dropout < 1 or not 0 <= threshold <= 1 or l1 < 0:

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from codec_dist.sae.autoencoder import ARCHITECTURES, Loss, SparseAutoencoder, count_modes
+from codec_dist.sae.autoencoder import ARCHITECTURES, Loss, SparseAutoencoder, check_whole, count_modes
 
 MEDIAN_ITERATIONS = 50
 SMALLEST_NORM = 1e-12
@@ -32,10 +32,10 @@ class TopKAutoencoder(SparseAutoencoder):
         self,
         channels: int,
         modes: int | None = None,
-        expansion: float = 3.0,
+        expansion: int | float = 3,
         k: int = 8,
         auxk: int | None = None,
-        auxk_coefficient: float = 1 / 32,
+        auxk_coefficient: int | float = 1 / 32,
         dead_window: int = 10_000,
     ) -> None:
         """Build with random directions.
@@ -50,6 +50,7 @@ class TopKAutoencoder(SparseAutoencoder):
             dead_window: a mode that has not fired for so many samples is dead.
         """
         super().__init__(channels, count_modes(channels, modes, expansion))
+        check_whole(k=k, auxk=auxk, dead_window=dead_window)
         auxk = max(1, channels // 2) if auxk is None else auxk
         if not 1 <= k <= self.modes:
             raise ValueError(f"k must lie between 1 and the number of modes, {self.modes}; found {k}")

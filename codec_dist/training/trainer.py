@@ -1,0 +1,239 @@
+"""From a store to trained SAEs: one Ray Train job for all of them."""
+
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from codec_dist.cluster_runtime import worker_environment
+from codec_dist.config import ClusterSection, SaeGroup, SaeSection, TrackingSection
+from codec_dist.sae import ARCHITECTURES
+from codec_dist.store import ContributionStore
+from codec_dist.training.errors import TrainingError
+from codec_dist.training.logbook import read_progress
+from codec_dist.training.parts import read_parts
+from codec_dist.training.plan import SaeJob, is_finished, plan_jobs
+from codec_dist.training.rank import train_on_rank
+from codec_dist.training.ranks import Ranks
+from codec_dist.training.task import TrainingTask
+from codec_dist.utils import CodecError, Progress, read_json, write_json_atomically
+
+FAILURE_FILE = "failure.json"
+SECONDS_BETWEEN_LOOKS = 0.5
+CPU_RANKS = 2
+
+
+@dataclass(frozen=True)
+class TrainedSae:
+    """A finished SAE on disk."""
+
+    layer: str
+    quantity: str
+    architecture: str
+    folder: Path
+    """Holds config.json, model.safetensors, metrics.json and history.jsonl."""
+    ev_select: float
+    ev_evaluate: float
+    """Explained variance of held-out rows; NaN where undefined."""
+    selected: bool
+    """Whether it has the highest explained variance on the select part among those of its layer and quantity."""
+    resumed: bool
+    """Whether it was finished before this call."""
+
+
+def train_saes(
+    store_path: Path,
+    split_path: Path,
+    groups: Sequence[SaeGroup],
+    sae: SaeSection,
+    directory: Path,
+    seed: int,
+    cluster: ClusterSection,
+    tracking: TrackingSection,
+    *,
+    name: str = "run",
+    correlation_threshold: float = 0.2,
+    dtype: str = "float32",
+    bytes_for_rows: int | None = None,
+) -> list[TrainedSae]:
+    """Train every SAE that ``groups`` ask for and that is not finished yet, inside an initialised Ray.
+
+    Writes ``directory/sae/<layer>/<quantity>/<hash>-s<seed>/`` and ``directory/sae/selected.json``
+    (layer → quantity → folder relative to ``directory/sae``). A training that was killed goes on from its
+    last resume states; on CPUs with the same number of ranks the weights are the same, bit by bit.
+
+    Args:
+        store_path: the contribution store.
+        split_path: ``split.parquet``.
+        groups: what to train.
+        sae: how often to evaluate and to write resume states.
+        directory: the run's folder, seen by all nodes.
+        seed: the run's seed.
+        cluster: number of ranks, their threads, and how often a training whose worker dies is restarted.
+        tracking: where rank 0 logs.
+        name: the run's name, under which the tracker groups.
+        correlation_threshold: a mode with a class correlation above this counts as class-correlated.
+        dtype: type of rows and weights.
+        bytes_for_rows: memory that each rank may fill with rows; default: measured. Rows that do not fit
+            are streamed.
+
+    Returns:
+        One entry per SAE, in the order of ``groups``.
+
+    Raises:
+        TrainingError: unknown layers or quantities, an empty part, workers that died too often, or a
+            cluster without room. StoreError, SaeError: as from those rooms.
+    """
+    store_path, split_path, directory = Path(store_path), Path(split_path), Path(directory)
+    store = ContributionStore(store_path)
+    parts = read_parts(store, split_path)
+    jobs = plan_jobs(store, groups, parts.split_hash, seed)
+    _check_options(jobs)
+    folders = {job: directory / "sae" / job.folder for job in jobs}
+    finished = {job for job in jobs if is_finished(folders[job])}
+    unfinished = tuple(job for job in jobs if job not in finished)
+    if unfinished:
+        task = TrainingTask(
+            directory.resolve(), store_path.resolve(), split_path.resolve(), unfinished, name, seed,
+            sae.evaluations, sae.checkpoints, tracking, correlation_threshold, dtype, cluster.cpus_per_actor,
+            bytes_for_rows,
+        )  # fmt: skip
+        _train(task, cluster)
+    trained = _collect(jobs, folders, finished)
+    _write_selected(directory / "sae", trained)
+    return trained
+
+
+def _check_options(jobs: Sequence[SaeJob]) -> None:
+    """Build every SAE once (without weights), so that a wrong option is known before workers start."""
+    for job in jobs:
+        with torch.device("meta"):
+            ARCHITECTURES.build(job.architecture, job.options, channels=job.channels)
+
+
+def _train(task: TrainingTask, cluster: ClusterSection) -> None:
+    shutil.rmtree(task.scratch, ignore_errors=True)
+    task.scratch.mkdir(parents=True)
+    ranks, with_gpus = _count_ranks(cluster)
+    resources = {"CPU": task.threads} | ({"GPU": 1} if with_gpus else {})
+    trainer = TorchTrainer(
+        _rank_main,
+        train_loop_config={"task": task},
+        torch_config=TorchConfig(backend="nccl" if with_gpus else "gloo"),
+        scaling_config=ScalingConfig(num_workers=ranks, use_gpu=with_gpus, resources_per_worker=resources),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(task.scratch),
+            failure_config=FailureConfig(max_failures=cluster.attempts - 1),
+            worker_runtime_env={"env_vars": worker_environment(task.threads, int(with_gpus))},
+        ),
+    )
+    try:
+        with _progress(task):
+            trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _explain(task, ranks, error) from error
+    finally:
+        shutil.rmtree(task.scratch, ignore_errors=True)
+
+
+def _rank_main(config: dict[str, Any]) -> None:
+    task: TrainingTask = config["task"]
+    failure = task.scratch / FAILURE_FILE
+    if failure.exists():
+        # The user's to mend, so another attempt would only fail again.
+        raise TrainingError(read_json(failure)["message"])
+    torch.set_num_threads(task.threads)
+    try:
+        train_on_rank(task, Ranks(get_device()), after_bundle=lambda: ray.train.report({}))
+    except CodecError as error:
+        write_json_atomically(failure, {"message": str(error)})
+        raise
+
+
+def _count_ranks(cluster: ClusterSection) -> tuple[int, bool]:
+    """Ranks of the training, and whether each has a GPU."""
+    resources = ray.cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+    room = gpus or cpus // cluster.cpus_per_actor
+    ranks = cluster.training_workers or (gpus or min(CPU_RANKS, room))
+    if not 1 <= ranks <= room:
+        found = f"{gpus} GPUs" if gpus else f"{cpus} CPUs, {cluster.cpus_per_actor} of them per rank"
+        raise TrainingError(
+            f"{max(ranks, 1)} ranks of training do not fit in a cluster with {found}: "
+            "lower cluster.training_workers or cluster.cpus_per_actor"
+        )
+    return ranks, gpus > 0
+
+
+@contextmanager
+def _progress(task: TrainingTask) -> Iterator[None]:
+    """Show what rank 0 reports, while the calling thread waits for Ray Train."""
+    total = sum(job.settings.epochs for job in task.jobs)
+    over = threading.Event()
+    with Progress("train", total, "SAE epochs") as progress:
+
+        def watch() -> None:
+            shown = 0
+            while not over.wait(SECONDS_BETWEEN_LOOKS):
+                done = read_progress(task.scratch)
+                if done > shown:
+                    progress.advance(done - shown)
+                    shown = done
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+def _explain(task: TrainingTask, ranks: int, error: Exception) -> TrainingError:
+    failure = task.scratch / FAILURE_FILE
+    if failure.exists():
+        return TrainingError(read_json(failure)["message"])
+    causes = [str(cause) for cause in getattr(error, "worker_failures", {}).values()] or [str(error)]
+    last_line = [line for line in causes[0].splitlines() if line.strip()][-1].strip()
+    return TrainingError(f"training on {ranks} ranks failed: {last_line}; what was reached is kept, start it again")
+
+
+def _collect(jobs: Sequence[SaeJob], folders: dict[SaeJob, Path], finished: set[SaeJob]) -> list[TrainedSae]:
+    evs: dict[SaeJob, tuple[float, float]] = {}
+    for job in jobs:
+        try:
+            metrics = read_json(folders[job] / "metrics.json")
+            select, evaluate = metrics["select"]["ev"], metrics["evaluate"]["ev"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TrainingError(
+                f"cannot read the metrics in {folders[job]} ({error!r}): remove it, train again"
+            ) from error
+        evs[job] = tuple(float("nan") if ev is None else float(ev) for ev in (select, evaluate))  # type: ignore[assignment]
+    best: dict[tuple[str, str], SaeJob] = {}
+    for job in jobs:
+        if job.key not in best or evs[job][0] > evs[best[job.key]][0]:
+            best[job.key] = job
+    return [
+        TrainedSae(
+            job.layer, job.quantity, job.architecture, folders[job], *evs[job], best[job.key] is job, job in finished
+        )
+        for job in jobs
+    ]
+
+
+def _write_selected(folder: Path, trained: Sequence[TrainedSae]) -> None:
+    selected: dict[str, dict[str, str]] = {}
+    for one in trained:
+        if one.selected:
+            selected.setdefault(one.layer, {})[one.quantity] = str(one.folder.relative_to(folder))
+    write_json_atomically(folder / "selected.json", selected)
