@@ -1,6 +1,59 @@
-"""What modes say about classes: correlations, specificity, coverage, best images (METHOD §5)."""
+"""What modes say about classes: correlations, specificity, coverage, best images (METHOD §5).
 
+A notebook opens a run's summary with :class:`ModeSummary`; a pipeline folds :func:`summarize_shards` and
+:func:`measure_shards` over groups of shards and writes the result with :class:`SummaryWriter` and
+:func:`write_statistics`.
+"""
+
+from codec_dist.modes.concepts import load_concepts, parse_concepts
 from codec_dist.modes.correlations import Correlations, LoadingCorrelations
 from codec_dist.modes.errors import ModesError
+from codec_dist.modes.files import SummaryWriter, write_statistics
+from codec_dist.modes.folding import (
+    FoldInputs,
+    SummaryTask,
+    assign_parts,
+    finish_summary,
+    measure_shards,
+    statistics_kinds,
+    summarize_shards,
+    summary_tasks,
+)
+from codec_dist.modes.layer_modes import LayerModes, TopClass, TopMode
+from codec_dist.modes.layer_summary import PARTS, LayerSummary
+from codec_dist.modes.specificity import Coverage, Specificity, coverage, specificity
+from codec_dist.modes.stability import DictionaryMatch, match_dictionaries
+from codec_dist.modes.summary import ModeSummary
+from codec_dist.modes.top_images import TopImages, TopLoadings
 
-__all__ = ["Correlations", "LoadingCorrelations", "ModesError"]
+__all__ = [
+    "PARTS",
+    "Correlations",
+    "Coverage",
+    "DictionaryMatch",
+    "FoldInputs",
+    "LayerModes",
+    "LayerSummary",
+    "LoadingCorrelations",
+    "ModeSummary",
+    "ModesError",
+    "Specificity",
+    "SummaryTask",
+    "SummaryWriter",
+    "TopClass",
+    "TopImages",
+    "TopLoadings",
+    "TopMode",
+    "assign_parts",
+    "coverage",
+    "finish_summary",
+    "load_concepts",
+    "match_dictionaries",
+    "measure_shards",
+    "parse_concepts",
+    "specificity",
+    "statistics_kinds",
+    "summarize_shards",
+    "summary_tasks",
+    "write_statistics",
+]

@@ -60,13 +60,15 @@ class LoadingCorrelations:
 
     corr(c, m) = (S_cm/n − p_c·μ_m) / (√(p_c(1−p_c))·σ_m), with S_cm the sum of loading m over the samples of
     class c, n the labelled rows, σ the population deviation (METHOD §5). Unlabelled rows count for the
-    frequency and mean of loadings only. All sums are float64 on the CPU.
+    frequency and mean of loadings only. All sums are float64 on the CPU; S_cm is kept of loadings less a
+    reference near their mean, which changes nothing in the formula and avoids cancellation in it.
     """
 
     def __init__(self, modes: int, classes: int) -> None:
         self.modes, self.classes = modes, classes
         self._moments = Moments(modes)
         self._class_samples = torch.zeros(classes, dtype=torch.int64)
+        self._reference = torch.zeros(modes, dtype=torch.float64)
         self._class_sums = torch.zeros(classes, modes, dtype=torch.float64)
         self._rows = 0
         self._on = torch.zeros(modes, dtype=torch.int64)
@@ -93,9 +95,11 @@ class LoadingCorrelations:
         if int(labels.min()) < 0:
             labelled = labels >= 0
             loadings, labels = loadings[labelled], labels[labelled]
+        if not self._moments.count and len(loadings):
+            self._reference = loadings.mean(dim=0)
         self._moments.update(loadings)
         self._class_samples += torch.bincount(labels, minlength=self.classes)
-        self._class_sums.index_add_(0, labels, loadings)
+        self._class_sums.index_add_(0, labels, loadings - self._reference)
 
     def merge(self, other: "LoadingCorrelations") -> "LoadingCorrelations":
         """Add what ``other`` has seen; returns self.
@@ -108,9 +112,12 @@ class LoadingCorrelations:
                 f"correlations of {other.modes} modes with {other.classes} classes merged into "
                 f"{self.modes} modes with {self.classes} classes"
             )
-        self._moments.merge(other._moments)
+        if not self._moments.count:
+            self._reference = other._reference
+        shift = other._reference - self._reference
+        self._class_sums = self._class_sums + other._class_sums + other._class_samples[:, None] * shift
         self._class_samples = self._class_samples + other._class_samples
-        self._class_sums = self._class_sums + other._class_sums
+        self._moments.merge(other._moments)
         self._rows += other._rows
         self._on = self._on + other._on
         self._sums = self._sums + other._sums
@@ -121,7 +128,8 @@ class LoadingCorrelations:
         samples = self._moments.count
         fraction = self._class_samples.double() / max(samples, 1)
         deviation = self._moments.variance().sqrt()
-        covariance = self._class_sums / max(samples, 1) - fraction[:, None] * self._moments.mean
+        # Every labelled row is in one class, so that the sum over classes is n·μ, referred as S_cm is.
+        covariance = (self._class_sums - fraction[:, None] * self._class_sums.sum(dim=0)) / max(samples, 1)
         scale = (fraction * (1 - fraction)).sqrt()[:, None] * deviation
         undefined = ((self._class_samples == 0) | (self._class_samples == samples))[:, None] | self._moments.constant
         return Correlations(

@@ -1,0 +1,203 @@
+"""The files of a mode summary: Parquet tables, and Zarr for what is not a table."""
+
+import io
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+import zarr
+from torch import Tensor
+
+from codec_dist.modes.correlations import Correlations
+from codec_dist.modes.errors import ModesError
+from codec_dist.modes.layer_modes import CHANNEL, MODE, LayerModes
+from codec_dist.modes.tables import SUMMARY_SCHEMAS, join_tables, statistics_table, summary_tables
+from codec_dist.statistics import Distribution, LayerStatisticsResult
+from codec_dist.utils import escape_name, write_bytes_atomically
+
+CORRELATIONS, STATISTICS = "correlations.zarr", "statistics.zarr"
+PER_MODE = ("frequency", "mean_when_on")
+CHUNK_BYTES = 16 * 2**20
+
+
+class SummaryWriter:
+    """Writes layer after layer, so that only one layer's correlations are in memory.
+
+    Use as a context manager. The files appear when it ends without an error; until then a reader sees
+    those of before.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = Path(directory)
+        self._arrays = _ArrayFolder(self._directory / CORRELATIONS)
+        self._tables: list[dict[str, pa.Table]] = []
+
+    def add(self, entry: LayerModes) -> None:
+        """Write one layer, quantity and unit."""
+        self._tables.append(summary_tables(entry))
+        group = self._arrays.root.require_group(group_path(entry.layer, entry.quantity, entry.unit))
+        group.attrs.update(
+            {
+                "threshold": entry.threshold,
+                "class_names": list(entry.class_names),
+                "concepts": {name: list(members) for name, members in entry.concepts.items()},
+            }
+        )
+        write_array(group, "select", entry.select.correlation)
+        write_array(group, "evaluate", entry.evaluate.correlation)
+        for part, correlations in (("select", entry.select), ("evaluate", entry.evaluate)):
+            group[part].attrs.update({"rows": correlations.rows, "samples": correlations.samples})
+            write_array(group, f"{part}_class_samples", correlations.class_samples)
+            for name in PER_MODE:
+                write_array(group, f"{part}_{name}", getattr(correlations, name))
+        if entry.hoyer is not None:
+            write_array(group, "hoyer", entry.hoyer)
+
+    def __enter__(self) -> "SummaryWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._arrays.discard()
+            return
+        self._arrays.publish()
+        for name, table in join_tables(self._tables).items():
+            write_table(self._directory / f"{name}.parquet", table)
+
+
+def read_layer(directory: Path, layer: str, quantity: str, unit: str, images: pa.Table) -> LayerModes:
+    """Read what :class:`SummaryWriter` wrote of one layer; ``images`` is all of ``top_images.parquet``.
+
+    Raises:
+        ModesError: the layer is not there.
+    """
+    try:
+        group = zarr.open_group(Path(directory) / CORRELATIONS, mode="r")[group_path(layer, quantity, unit)]
+    except (FileNotFoundError, KeyError) as error:
+        raise ModesError(f"{directory} holds no summary of {quantity} of {layer}: summarize it first") from error
+    mine = pc.and_(pc.equal(images["layer"], layer), pc.equal(images["quantity"], quantity))
+    return LayerModes(
+        layer=layer,
+        quantity=quantity,
+        unit=unit,
+        select=_read_correlations(group, "select"),
+        evaluate=_read_correlations(group, "evaluate"),
+        threshold=group.attrs["threshold"],
+        class_names=tuple(group.attrs["class_names"]),
+        hoyer=torch.from_numpy(group["hoyer"][:]) if "hoyer" in group else None,
+        concepts={name: tuple(members) for name, members in group.attrs["concepts"].items()},
+        top_images=images.filter(mine).drop_columns(["layer", "quantity"]) if unit == MODE else None,
+    )
+
+
+def read_tables(directory: Path) -> dict[str, pa.Table]:
+    """The Parquet tables of a summary, by file name.
+
+    Raises:
+        ModesError: a file is missing or is not such a table.
+    """
+    tables = {}
+    for name, schema in SUMMARY_SCHEMAS.items():
+        path = Path(directory) / f"{name}.parquet"
+        try:
+            tables[name] = pq.read_table(path)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ModesError(f"cannot read {path} ({error}): run the stage `summarize` first") from error
+        if tables[name].schema != schema:
+            raise ModesError(f"{path} has the columns {tables[name].schema.names}, not {schema.names}")
+    return tables
+
+
+def write_statistics(directory: Path, results: Mapping[tuple[str, str], LayerStatisticsResult]) -> None:
+    """Write ``statistics.parquet`` and, for what is not one number, ``statistics.zarr``.
+
+    Args:
+        directory: folder of the stage; made when missing.
+        results: statistics by layer key and kind (``contribution`` or ``activation``).
+    """
+    arrays = _ArrayFolder(Path(directory) / STATISTICS)
+    for (layer, kind), result in results.items():
+        group = arrays.root.require_group(f"{escape_name(layer)}/{escape_name(kind)}")
+        means = result.class_means
+        write_array(group, "class_samples", means.class_samples)
+        write_array(group, "class_means", means.means)
+        write_array(group, "class_correlation", means.class_correlation)
+        write_array(group, "cumulative_variance", means.cumulative_variance)
+        write_array(group, "channel_minimum", result.channel_minimum)
+        write_array(group, "channel_maximum", result.channel_maximum)
+        _write_histogram(group, "hoyer_histogram", result.hoyer)
+        _write_histogram(group, "ei_histogram", result.sign_correlation)
+    arrays.publish()
+    write_table(Path(directory) / "statistics.parquet", statistics_table(results))
+
+
+def group_path(layer: str, quantity: str, unit: str) -> str:
+    """Where a layer's arrays are in ``correlations.zarr``; raw channels are in a group below the modes."""
+    path = f"{escape_name(layer)}/{escape_name(quantity)}"
+    return f"{path}/channels" if unit == CHANNEL else path
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file, whole or not at all."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    write_bytes_atomically(path, buffer.getvalue())
+
+
+def write_array(group: Any, name: str, values: Tensor) -> None:
+    """Write a tensor as a Zarr array, in chunks of whole rows of at most 16 MB."""
+    array = values.detach().cpu().numpy()
+    row_bytes = max(1, array[:1].nbytes)
+    rows = max(1, min(len(array), CHUNK_BYTES // row_bytes))
+    chunks = (rows, *(max(1, size) for size in array.shape[1:]))
+    group.create_array(name, shape=array.shape, dtype=array.dtype, chunks=chunks)[...] = array
+
+
+class _ArrayFolder:
+    """A Zarr group that takes its place only when it is complete."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._partial = path, path.with_name(f".{path.name}.partial")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.discard()
+        self.root = zarr.open_group(self._partial, mode="w-", attributes={"format": 1})
+
+    def publish(self) -> None:
+        """Put the group in its place, instead of an earlier one."""
+        if self._path.exists():
+            shutil.rmtree(self._path)
+        self._partial.rename(self._path)
+
+    def discard(self) -> None:
+        """Remove what was written, or what a killed process left."""
+        if self._partial.exists():
+            shutil.rmtree(self._partial)
+
+
+def _write_histogram(group: Any, name: str, distribution: Distribution) -> None:
+    write_array(group, name, distribution.histogram)
+    group[name].attrs.update({"low": distribution.low, "high": distribution.high, "undefined": distribution.undefined})
+
+
+def _read_correlations(group: Any, part: str) -> Correlations:
+    def read(name: str) -> Tensor:
+        return torch.from_numpy(np.asarray(group[name][...]))
+
+    attributes = group[part].attrs
+    return Correlations(
+        rows=attributes["rows"],
+        samples=attributes["samples"],
+        class_samples=read(f"{part}_class_samples"),
+        frequency=read(f"{part}_frequency"),
+        mean_when_on=read(f"{part}_mean_when_on"),
+        correlation=read(part),
+    )
