@@ -117,7 +117,7 @@ class WandbRun:
 
         # W&B wants one type per column; null may stand in any.
         columns_of_cells = [
-            _one_type([finite(row[at]) if not isinstance(row[at], Path) else row[at] for row in rows])
+            _one_type([row[at] if isinstance(row[at], Path) else finite(row[at]) for row in rows])
             for at in range(len(columns))
         ]
         shown = [
@@ -187,8 +187,9 @@ def _environment(directory: Path, offline: bool) -> Iterator[None]:
     if offline:
         folder = directory.resolve() / "wandb"
         values |= {
+            # Beside `init(mode="offline")`: without these two, W&B reports about itself when Python exits.
             "WANDB_MODE": "offline",
-            "WANDB_ERROR_REPORTING": "false",  # else the service asks for its server's address even offline
+            "WANDB_ERROR_REPORTING": "false",
             "WANDB_DATA_DIR": str(folder / "data"),
             "WANDB_CACHE_DIR": str(folder / "cache"),
         }

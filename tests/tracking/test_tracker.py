@@ -178,14 +178,28 @@ def test_the_same_numbers_are_in_the_journal(run: Path) -> None:
     assert [entry["event"] for entry in entries if "event" in entry] == ["start", "end", "start", "end"]
 
 
-def test_offline_mode_never_calls_its_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+OFFLINE_RUN = """
+import sys
+from pathlib import Path
+import wandb
+from codec_dist.config import TrackingSection
+from codec_dist.tracking import Tracker
+for stage in ("extract", "train"):
+    with Tracker(Path(sys.argv[1]), TrackingSection(), stage=stage, group="g", config={}) as tracker:
+        tracker.log({"x": 1.0})
+        tracker.table("t", ["n"], [[1]])
+"""
+
+
+def test_offline_mode_never_calls_its_server(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
-        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
-        monkeypatch.setenv("WANDB_MODE", "online")  # the config decides
-        with Tracker(tmp_path, OFFLINE, stage="extract", group="g", config={}) as tracker:
-            tracker.log({"x": 1.0})
-            tracker.table("t", ["n"], [[1]])
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+        environment["WANDB_BASE_URL"] = f"http://127.0.0.1:{server.getsockname()[1]}"
+        environment["WANDB_MODE"] = "online"  # the config decides
+        # To the end of the process, since W&B reports about itself when Python exits.
+        subprocess.run([sys.executable, "-c", OFFLINE_RUN, str(tmp_path)], env=environment, check=True, timeout=120)
+        assert len(offline_files(tmp_path)) == 2
         with pytest.raises(BlockingIOError):  # nobody has knocked
             server.accept()
 
