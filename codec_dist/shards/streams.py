@@ -4,8 +4,6 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from webdataset.tariterators import group_by_keys, tar_file_expander
-
 from codec_dist.shards.errors import ShardError
 
 PIECE = 1 << 20
@@ -57,6 +55,9 @@ def stream_samples(stream: HashingStream, name: str) -> Iterator[dict[str, Any]]
         ShardError: a member cannot be read, or a sample holds two members of one extension. The sample
             that was being read is not yielded, as it may be incomplete.
     """
+    # Here, because it imports torch, which packing and splitting do not need.
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
     faults = FaultCounter()
     files = tar_file_expander([{"url": name, "stream": stream}], handler=faults)
     for sample in group_by_keys(files, handler=faults):

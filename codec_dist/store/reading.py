@@ -194,15 +194,19 @@ class ContributionStore:
 
     def _read_array(self, layer: str, quantity: str, number: int) -> np.ndarray:
         layout, marker = self._layout, self._markers[number]
-        if (layer, quantity) not in self._arrays:
-            path = layout.arrays / layout.array_path(layer, quantity)
-            self._arrays[layer, quantity] = zarr.open_array(path, mode="r", zarr_format=3)
+        expected = marker.checksums.get(layer, {}).get(quantity)
         start = layout.block_start(number)
-        values = np.asarray(self._arrays[layer, quantity][start : start + marker.rows])
-        found, expected = checksum(values), marker.checksums.get(layer, {}).get(quantity)
+        try:
+            if (layer, quantity) not in self._arrays:
+                path = layout.arrays / layout.array_path(layer, quantity)
+                self._arrays[layer, quantity] = zarr.open_array(path, mode="r", zarr_format=3)
+            values = np.asarray(self._arrays[layer, quantity][start : start + marker.rows])
+            found = checksum(values)
+        except (OSError, ValueError, RuntimeError) as error:  # a file that is torn, or cannot be read
+            found = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if found != expected:
             raise StoreError(
-                f"{quantity} of layer {layer!r} is damaged in shard {marker.shard}: checksum {found}, the marker says "
+                f"{quantity} of layer {layer!r} is damaged in shard {marker.shard}: found {found}, the marker says "
                 f"{expected}; remove {layout.marker_path(number)} and run `codec-dist extract` again"
             )
         return values
