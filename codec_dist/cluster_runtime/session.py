@@ -21,6 +21,7 @@ from codec_dist.config import ClusterSection
 
 # Ray puts Unix sockets 67 characters below its folder, and their paths may have 107.
 LONGEST_TEMPORARY_FOLDER = 40
+STARTS = 3
 
 
 @dataclass(frozen=True)
@@ -83,21 +84,36 @@ def _started(num_cpus: int | None, dashboard: bool) -> Iterator[Session]:
     try:
         with _environment(_local_environment()), _loopback_only(), _signal_handler_kept():
             try:
-                context = ray.init(
-                    address="local",
-                    num_cpus=num_cpus,
-                    include_dashboard=dashboard,
-                    dashboard_host="127.0.0.1",
-                    dashboard_port=free_port() if dashboard else None,
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                    _temp_dir=str(folder),
-                )
-                yield _session(context)
+                yield _session(_start(num_cpus, dashboard, folder))
             finally:
                 ray.shutdown()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(num_cpus: int | None, dashboard: bool, folder: Path) -> "ray._private.worker.RayContext":
+    for attempt in range(1, STARTS + 1):
+        try:
+            return ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
+                dashboard_port=free_port() if dashboard else None,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                _temp_dir=str(folder),
+            )
+        except Exception as error:
+            # Ray gives its own processes 30 s, which a busy machine can exceed.
+            reason = " ".join(str(error).split())
+            if "timed out during startup" not in reason:
+                raise ClusterError(f"Ray does not start on this machine: {reason}") from error
+            if attempt == STARTS:
+                raise ClusterError(
+                    f"Ray did not start on this machine within 30 s, {STARTS} times: is it overloaded?"
+                ) from error
+    raise AssertionError("unreachable")
 
 
 def _session(context: "ray._private.worker.RayContext") -> Session:
