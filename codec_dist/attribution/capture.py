@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +115,7 @@ class Capture:
         self._kept_intact: set[LayerKey] = set()
         self._stack = ExitStack()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Capture":
         with ExitStack() as stack:
             stack.enter_context(borrowed(self.model))
             stack.enter_context(edited(self.model, {site: partial(self._keep, site) for site in self.sites}))

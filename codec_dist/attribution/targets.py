@@ -68,8 +68,7 @@ class TopK(Target):
         values = _scores(output, self.probabilities)
         if choice is not None:
             return values.gather(1, choice).sum(dim=1)
-        # topk is slow for the one case that is the default.
-        return values.amax(dim=1) if self.k == 1 else values.topk(self.k, dim=1).values.sum(dim=1)
+        return values.topk(self.k, dim=1).values.sum(dim=1)
 
 
 @TARGETS.register("class")

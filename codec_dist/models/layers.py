@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Self
 
 from torch import nn
 
@@ -29,7 +28,7 @@ class LayerKey:
     reduction: str | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls, text: str) -> "LayerKey":
         """Read a key, the inverse of ``str(key)``.
 
         Raises:
@@ -42,7 +41,7 @@ class LayerKey:
         return cls(module, bool(at), reduction or None)
 
     @property
-    def site(self) -> Self:
+    def site(self) -> "LayerKey":
         """The same place without the reduction: keys of one site share one hidden tensor."""
         return replace(self, reduction=None)
 

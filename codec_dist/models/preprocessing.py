@@ -1,6 +1,5 @@
 """From an image to the model's input, as torchvision's reference evaluation transform does it."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -68,7 +67,7 @@ class Preprocessing:
         mean, std = self._statistics(images)
         return (images * std + mean).clamp(0, 1)
 
-    def as_dict(self) -> Mapping[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 

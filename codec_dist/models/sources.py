@@ -91,7 +91,7 @@ def _from_module(name: str, options: Mapping[str, Any], pretrained: bool) -> Sou
     del pretrained  # The function decides: its weights are the only ones there are.
     spec = f"module:{name}"
     location, _, attribute = name.partition(":")
-    if not attribute:
+    if not attribute or not all(part.isidentifier() for part in location.split(".")):
         raise ModelError(f"bad model spec {spec!r}: write module:PACKAGE.FILE:FUNCTION")
     function = getattr(_import(location, spec), attribute, None)
     if not callable(function):

@@ -1,0 +1,122 @@
+"""Layer keys read and write alike, and patterns find the layers that they promise."""
+
+import pytest
+import timm
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from codec_dist.models import LayerKey, ModelError, resolve_layers
+
+NAMES = st.from_regex(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+){0,4}", fullmatch=True)
+
+
+@given(NAMES, st.booleans(), st.none() | st.from_regex(r"[a-z_]+", fullmatch=True))
+def test_a_key_survives_being_written_and_read(module: str, at_input: bool, reduction: str | None) -> None:
+    key = LayerKey(module, at_input, reduction)
+    assert LayerKey.parse(str(key)) == key
+
+
+@pytest.mark.parametrize("text", ["", ":mean", "@input", "conv@output", "conv:", "conv@", "conv@input:"])
+def test_a_malformed_key_is_refused(text: str) -> None:
+    with pytest.raises(ModelError, match="bad layer key"):
+        LayerKey.parse(text)
+
+
+def names(model: nn.Module, *patterns: str) -> list[str]:
+    return [str(key) for key in resolve_layers(model, patterns)]
+
+
+@pytest.fixture(scope="module")
+def resnet() -> nn.Module:
+    return torchvision.models.resnet18(weights=None)
+
+
+@pytest.fixture(scope="module")
+def vit() -> nn.Module:
+    return timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=3, pretrained=False)
+
+
+def test_blocks_of_a_torchvision_resnet_are_its_residual_blocks(resnet: nn.Module) -> None:
+    assert names(resnet, "blocks") == [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
+
+
+def test_resnet50_has_sixteen_blocks() -> None:
+    import torch
+
+    with torch.device("meta"):
+        assert len(names(torchvision.models.resnet50(weights=None), "blocks")) == 16
+
+
+def test_presets_of_a_vision_transformer(vit: nn.Module) -> None:
+    assert names(vit, "blocks") == ["blocks.0", "blocks.1", "blocks.2"]
+    assert names(vit, "mlp_neurons") == [f"blocks.{i}.mlp.fc2@input" for i in range(3)]
+    assert names(vit, "attention_channels") == [f"blocks.{i}.attn.proj@input" for i in range(3)]
+    assert names(vit, "attention_heads") == [f"blocks.{i}.attn.proj@input:heads" for i in range(3)]
+
+
+def test_a_preset_takes_a_reduction(vit: nn.Module) -> None:
+    assert names(vit, "blocks:class_token") == [f"blocks.{i}:class_token" for i in range(3)]
+    with pytest.raises(ModelError, match="has its own reduction 'heads'"):
+        names(vit, "attention_heads:class_token")
+
+
+def test_blocks_of_a_plain_module_list_are_its_items() -> None:
+    class Stack(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Linear(4, 4)
+            self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(3))
+
+    assert names(Stack(), "blocks") == ["blocks.0", "blocks.1", "blocks.2"]
+
+
+@pytest.mark.parametrize(
+    ("model", "first", "count"),
+    [
+        (lambda: torchvision.models.convnext_tiny(weights=None), "features.1.0", 18),
+        (lambda: torchvision.models.mobilenet_v3_small(weights=None), "features.1", 11),
+        (lambda: torchvision.models.vit_b_16(weights=None), "encoder.layers.encoder_layer_0", 12),
+        (lambda: timm.create_model("efficientnet_b0"), "blocks.0.0", 16),
+        (lambda: timm.create_model("convnext_atto"), "stages.0.blocks.0", 12),
+    ],
+)
+def test_blocks_of_other_networks(model, first: str, count: int) -> None:
+    import torch
+
+    with torch.device("meta"):
+        found = names(model(), "blocks")
+    assert (found[0], len(found)) == (first, count)
+
+
+def test_a_network_without_blocks_says_what_to_name_instead() -> None:
+    with pytest.raises(ModelError, match=r"the preset 'blocks' finds nothing in Sequential.*name modules.*0, 1"):
+        names(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), "blocks")
+
+
+def test_a_star_stays_within_one_part_of_a_name_and_two_stars_do_not(resnet: nn.Module) -> None:
+    assert names(resnet, "layer4.*") == ["layer4.0", "layer4.1"]
+    assert names(resnet, "layer[34].0") == ["layer3.0", "layer4.0"]
+    assert len(names(resnet, "**.bn1")) == 9  # the stem's and one per block
+    assert names(resnet, "layer1.?.bn1@input") == ["layer1.0.bn1@input", "layer1.1.bn1@input"]
+
+
+def test_layers_come_in_the_order_of_the_model_and_once(resnet: nn.Module) -> None:
+    assert names(resnet, "layer4.1", "layer1.*", "layer1.0", "layer1.0:mean") == [
+        "layer1.0",
+        "layer1.0:mean",
+        "layer1.1",
+        "layer4.1",
+    ]
+
+
+def test_an_unknown_layer_is_refused_with_the_nearest_names(resnet: nn.Module) -> None:
+    with pytest.raises(ModelError, match=r"ResNet has no layer 'layer4.2': did you mean .*layer4\."):
+        names(resnet, "layer4.2")
+    with pytest.raises(ModelError, match=r"has no layer 'blokcs': did you mean blocks"):
+        names(resnet, "blokcs")
+    with pytest.raises(ModelError, match=r"has no layer 'stage\*'"):
+        names(resnet, "stage*")
+    with pytest.raises(ModelError, match="no layers are named"):
+        names(resnet)
