@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from codec_dist.attribution.reductions import make_reduction
 from codec_dist.interventions.errors import InterventionError
 from codec_dist.models import LayerKey, resolve_layers
 
-ChannelNumbers = Sequence[int] | Int[Tensor, "chosen"]
+ChannelNumbers = Sequence[int] | Int[np.ndarray, "chosen"] | Int[Tensor, "chosen"]
 
 
 @contextmanager

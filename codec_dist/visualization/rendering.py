@@ -57,12 +57,10 @@ def render_picture(
     """The un-normalised image (values in [0, 1]) times the mask, as bytes.
 
     Raises:
-        VisualizationError: the image has neither one colour nor three, or another size than the mask.
+        VisualizationError: the image has neither one colour nor three.
     """
-    if image.shape[0] not in (1, 3) or image.shape[1:] != mask.shape:
-        raise VisualizationError(
-            f"an image of shape {image.shape} and a mask of shape {mask.shape}: expected 1 or 3 colours and one size"
-        )
+    if image.shape[0] not in (1, 3):
+        raise VisualizationError(f"an image of {image.shape[0]} colours cannot be drawn: expected 1 or 3")
     return to_bytes(image * mask)
 
 
