@@ -8,6 +8,8 @@ from torch import Tensor
 
 from codec_dist.modes.errors import ModesError
 
+ROWS_AT_ONCE = 128
+
 
 @dataclass(frozen=True, eq=False)
 class TopLoadings:
@@ -43,9 +45,12 @@ class TopImages:
         """
         if loadings.shape[1] != self.modes:
             raise ModesError(f"loadings of {loadings.shape[1]} modes given where there are {self.modes}")
-        values = loadings.detach().cpu().numpy().astype(np.float64)
-        row, mode = np.nonzero((values > 0) & (values >= self._floor))
-        self._keep(mode, samples.cpu().numpy()[row], values[row, mode])
+        values, numbers = loadings.detach().cpu().double().numpy(), samples.cpu().numpy()
+        # In small steps, because the first ones raise the floor that spares the others from being sorted.
+        for start in range(0, len(values), ROWS_AT_ONCE):
+            step = values[start : start + ROWS_AT_ONCE]
+            row, mode = np.nonzero((step > 0) & (step >= self._floor))
+            self._keep(mode, numbers[start + row], step[row, mode])
 
     def merge(self, other: "TopImages") -> "TopImages":
         """Add what ``other`` has kept; returns self.

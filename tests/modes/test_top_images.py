@@ -40,6 +40,15 @@ def test_top_images_equal_a_full_sort(loadings, places, count, random):
     assert list(zip(found.mode, found.rank, found.sample, found.loading, strict=True)) == expected
 
 
+def test_a_batch_larger_than_a_step_is_sorted_whole():
+    loadings = torch.rand(1000, 2, generator=torch.Generator().manual_seed(0))
+    top = TopImages(2, 5)
+    top.update(loadings, torch.arange(5000, 6000))
+    for mode in range(2):
+        best = np.argsort(-loadings[:, mode].numpy(), kind="stable")[:5] + 5000
+        assert top.result().sample[top.result().mode == mode].tolist() == best.tolist()
+
+
 def test_a_mode_that_never_fires_has_no_images():
     top = TopImages(2, 5)
     top.update(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]), torch.tensor([7, 8]))
