@@ -51,7 +51,7 @@ class ReconstructionReport:
         alive = self.frequency[self.frequency > 0].double().log10()
         return torch.histogram(alive, DENSITY_EDGES).hist.long()
 
-    def numbers(self) -> dict[str, float]:
+    def numbers(self) -> dict[str, int | float]:
         """The scalar metrics by name."""
         return {name: value for name, value in vars(self).items() if name != "frequency"}
 
@@ -98,9 +98,10 @@ class ReconstructionMetrics:
         norms = torch.linalg.vector_norm(x, dim=1)
         approximation_norms = torch.linalg.vector_norm(approximation, dim=1)
         nonzero = norms > 0
-        products = (norms * approximation_norms).clamp_min(torch.finfo(torch.float64).tiny)
-        cosines = (x * approximation).sum(1) / products
-        ratios = approximation_norms / norms.clamp_min(torch.finfo(torch.float64).tiny)
+        # Where a norm is 0 its divisor does not matter: rows x = 0 are left out, and x̂ = 0 has the cosine 0.
+        divisors = norms.masked_fill(~nonzero, 1)
+        cosines = (x * approximation).sum(1) / divisors / approximation_norms.masked_fill(approximation_norms == 0, 1)
+        ratios = approximation_norms / divisors
         sparsity = _hoyer(loadings.detach().double())
         defined = ~sparsity.isnan()
         terms = [
