@@ -41,7 +41,7 @@ def borrowed(model: nn.Module) -> Iterator[None]:
     """
     modules = list(model.modules())
     training = [module for module in modules if module.training]
-    inplace = [module for module in modules if getattr(module, "inplace", False) is True]
+    inplace = [module for module in modules if vars(module).get("inplace") is True]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for module in training:
@@ -113,9 +113,11 @@ class Capture:
         self._handed: dict[LayerKey, tuple[Tensor, int]] = {}
         # Sites whose tensor nothing downstream overwrites; until that is known they pass on a copy.
         self._kept_intact: set[LayerKey] = set()
-        self._stack = ExitStack()
+        self._stack: ExitStack | None = None
 
     def __enter__(self) -> "Capture":
+        if self._stack is not None:
+            raise RuntimeError("this capture is open already: a capture cannot be used within itself")
         with ExitStack() as stack:
             stack.enter_context(borrowed(self.model))
             stack.enter_context(edited(self.model, {site: partial(self._keep, site) for site in self.sites}))
@@ -126,7 +128,9 @@ class Capture:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._forget()
-        self._stack.close()
+        if self._stack is not None:
+            self._stack.close()
+            self._stack = None
 
     def __call__(self, images: Tensor) -> Captured:
         """Run the model.

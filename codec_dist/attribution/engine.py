@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from codec_dist.attribution.capture import Capture
 from codec_dist.attribution.cuts import find_cuts
-from codec_dist.attribution.errors import AttributionError, NotFiniteError
+from codec_dist.attribution.errors import AttributionError, NotFiniteError, require_whole
 from codec_dist.attribution.evaluation import Evaluation, Point
 from codec_dist.attribution.methods import IntegratedGradients, Method
 from codec_dist.attribution.reductions import Split, make_reduction
@@ -53,8 +53,8 @@ class Attributor:
         gradients: bool = False,
         microbatch: int | None = None,
     ) -> None:
-        if microbatch is not None and microbatch < 1:
-            raise AttributionError(f"microbatch is {microbatch}: at least one image must pass at a time")
+        if microbatch is not None:
+            require_whole("microbatch", microbatch, least=1)
         self.model = model
         self.keys = resolve_layers(model, layers)
         self.method = method or IntegratedGradients()

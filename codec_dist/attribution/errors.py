@@ -9,6 +9,16 @@ class AttributionError(CodecError):
     """Contributions cannot be computed as asked; the message names the layer, or the setting, and the cause."""
 
 
+def require_whole(setting: str, value: object, least: int) -> None:
+    """Refuse a setting that is not a whole number from ``least`` up; configs may hold anything.
+
+    Raises:
+        AttributionError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise AttributionError(f"{setting} is {value!r}: it must be a whole number from {least} up")
+
+
 class NotFiniteError(AttributionError):
     """Some samples give a NaN or an infinity.
 

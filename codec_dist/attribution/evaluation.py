@@ -17,9 +17,9 @@ class Point:
     """What is known at one point x of the input space, for a batch.
 
     Attributes:
-        output: the model's output, detached.
+        output: the model's output, detached; half-precision values are widened to float32.
         target: T(x), detached.
-        hidden: h of each site; half-precision values are widened to float32.
+        hidden: h of each site, widened alike.
         gradient: ∂T/∂h of each site, shaped like ``hidden``.
     """
 
@@ -55,7 +55,7 @@ class Evaluation:
 
     def _evaluate(self, images: Tensor, labels: Tensor | None, choose: bool) -> Point:
         output, hidden = self._capture(images)
-        output = checked_output(output, images.shape[0])
+        output = _widened(checked_output(output, images.shape[0]))
         if choose:
             self._choice = self._target.choose(output.detach(), labels)
         target = self._target.value(output, self._choice)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from codec_dist.attribution.errors import AttributionError
+from codec_dist.attribution.errors import AttributionError, require_whole
 from codec_dist.attribution.evaluation import Evaluation, Point
 from codec_dist.models.layers import LayerKey
 from codec_dist.utils import Registry, derive_seed
@@ -61,8 +61,7 @@ class IntegratedGradients(Method):
     complete = True
 
     def __init__(self, steps: int = 10, baseline: str | Tensor = "zeros") -> None:
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise AttributionError(f"integrated_gradients: steps is {steps!r}, it must be a whole number from 1 up")
+        require_whole("integrated_gradients: steps", steps, least=1)
         if isinstance(baseline, str) and baseline != "zeros":
             raise AttributionError(f"integrated_gradients: unknown baseline {baseline!r}: use `zeros`, or a tensor")
         self.steps, self.baseline = steps, baseline
@@ -147,10 +146,9 @@ class SmoothGradient(Method):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.sigma < 0:
-            raise AttributionError(
-                f"smooth_gradient: samples is {self.samples} and sigma {self.sigma}: at least 1, and not below 0"
-            )
+        require_whole("smooth_gradient: samples", self.samples, least=1)
+        if self.sigma < 0:
+            raise AttributionError(f"smooth_gradient: sigma is {self.sigma}: it must not be below 0")
 
     @property
     def name(self) -> str:

@@ -69,19 +69,19 @@ def _tokens(model: nn.Module, key: LayerKey) -> Callable[[Tensor], Positions]:
 
 
 def _patch_tokens(model: nn.Module, key: LayerKey) -> Callable[[Tensor], Positions]:
-    prefix = int(_attribute(model, "num_prefix_tokens", 1))
+    prefix = int(_first_attribute(model, "num_prefix_tokens", 1))
     return lambda values: _three(key, values)[:, prefix:].transpose(1, 2)
 
 
 def _class_token(model: nn.Module, key: LayerKey) -> Callable[[Tensor], Positions]:
-    if not _attribute(model, "has_class_token", True):
+    if not _first_attribute(model, "has_class_token", True):
         raise AttributionError(f"layer {key}: {type(model).__name__} has no class token; use tokens or mean")
     return lambda values: _three(key, values)[:, :1].transpose(1, 2)
 
 
 def _heads(model: nn.Module, key: LayerKey) -> Callable[[Tensor], Positions]:
     parent = model.get_submodule(key.module.rpartition(".")[0])
-    heads = _attribute(parent, "num_heads", None)
+    heads = getattr(parent, "num_heads", None)
     if not heads or not key.at_input:
         raise AttributionError(
             f"layer {key}: `heads` needs the input of an attention's output projection (NAME.proj@input:heads) "
@@ -121,5 +121,6 @@ def _three(key: LayerKey, values: Tensor) -> Tensor:
     return values
 
 
-def _attribute(module: nn.Module, name: str, default: Any) -> Any:
-    return getattr(module, name, default)
+def _first_attribute(model: nn.Module, name: str, default: Any) -> Any:
+    """An attribute of the model, or of the transformer that it wraps."""
+    return next((getattr(module, name) for module in model.modules() if hasattr(module, name)), default)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from codec_dist.attribution.errors import AttributionError
+from codec_dist.attribution.errors import AttributionError, require_whole
 from codec_dist.utils import Registry
 
 Output = Float[Tensor, "batch outputs"]
@@ -49,8 +49,7 @@ class TopK(Target):
     probabilities: bool = False
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise AttributionError(f"target top_k: k is {self.k}, it must be at least 1")
+        require_whole("target top_k: k", self.k, least=1)
 
     @property
     def name(self) -> str:
@@ -79,6 +78,9 @@ class GivenClass(Target):
     index: int
     probabilities: bool = False
 
+    def __post_init__(self) -> None:
+        require_whole("target class: index", self.index, least=0)
+
     @property
     def name(self) -> str:
         """``class_3``, ``class_3_probability``."""
@@ -86,7 +88,7 @@ class GivenClass(Target):
 
     def value(self, output: Output, choice: Choice | None) -> Scalar:
         """The class's output."""
-        if not 0 <= self.index < output.shape[1]:
+        if self.index >= output.shape[1]:
             raise AttributionError(f"target class: index {self.index} of a model with {output.shape[1]} outputs")
         return _scores(output, self.probabilities)[:, self.index]
 

@@ -116,6 +116,14 @@ def test_captured_tensors_are_not_overwritten(cnn: CNN) -> None:
                 torch.testing.assert_close(captured.hidden[key], expected[key.module])
 
 
+def test_a_capture_is_not_used_within_itself(cnn: CNN) -> None:
+    model, _ = cnn
+    before = state_of(model)
+    with Capture(model, [LayerKey("stem")]) as capture, pytest.raises(RuntimeError, match="open already"):
+        capture.__enter__()
+    assert_same(before, state_of(model))
+
+
 def test_captured_tensors_come_in_the_order_of_the_pass(cnn: CNN) -> None:
     model, images = cnn
     keys = [LayerKey("blocks.2"), LayerKey("head", at_input=True), LayerKey("stem")]

@@ -127,7 +127,7 @@ def test_half_precision_models_are_reduced_in_float32() -> None:
     images = torch.rand(2, 1, 8, 8)
     wide = Attributor(model, ["0"], activations=True)(images)["0"]
     narrow = Attributor(copy.deepcopy(model).bfloat16(), ["0"], activations=True)(images)["0"]
-    assert narrow.positive.dtype == narrow.activation_positive.dtype == torch.float32
+    assert narrow.positive.dtype == narrow.activation_positive.dtype == narrow.completeness.dtype == torch.float32
     for name, values in wide.quantities().items():
         assert torch.linalg.norm(narrow.quantities()[name] - values) < 0.05 * torch.linalg.norm(values)
 

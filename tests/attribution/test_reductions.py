@@ -49,6 +49,7 @@ def test_tokens_are_chosen_by_name() -> None:
     assert torch.equal(reduce(values, "class_token")[0], values[:, 0])
     assert torch.equal(reduce(values, "patch_tokens")[0], values[:, 1:].sum(1))
     assert torch.equal(reduce(values, "patch_tokens", model)[0], values[:, 2:].sum(1))
+    assert torch.equal(reduce(values, "patch_tokens", nn.Sequential(model))[0], values[:, 2:].sum(1))
 
 
 def test_channels_last_sums_height_and_width() -> None:

@@ -1,5 +1,6 @@
 """Targets are the formulas that they claim to be."""
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -63,6 +64,15 @@ def test_the_config_reaches_every_target_by_name() -> None:
         TARGETS.build("topk")
     with pytest.raises(AttributionError, match="the target 'class' needs the option 'index'"):
         TARGETS.build("class")
+
+
+@pytest.mark.parametrize(("name", "options"), [("top_k", {"k": 1.5}), ("top_k", {"k": True}), ("class", {"index": -1})])
+def test_a_config_with_odd_numbers_is_refused(
+    name: str, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users run without type checks
+    with pytest.raises(AttributionError, match="must be a whole number from"):
+        TARGETS.build(name, options)
 
 
 def test_targets_that_the_output_does_not_have_are_refused() -> None:
