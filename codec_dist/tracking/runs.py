@@ -52,11 +52,8 @@ class WandbRun:
         global _open_runs
         import wandb
 
-        if not self._offline and not _has_credentials(wandb.setup().settings):
-            raise TrackingError(
-                "tracking.mode is `online` but no W&B credentials were found: run `wandb login`, "
-                "set WANDB_API_KEY, or use `--tracking.mode offline`"
-            )
+        if not self._offline:
+            _check_credentials()
         settings = wandb.Settings(
             silent=True,
             console="off",
@@ -71,19 +68,20 @@ class WandbRun:
             x_disable_stats=self._offline,
         )
         try:
-            run = wandb.init(
-                project=section.project,
-                entity=section.entity,
-                dir=str(self._directory),
-                group=group,
-                job_type=stage,
-                name=f"{group}-{stage}",
-                tags=list(section.tags),
-                config=finite(config),
-                mode=section.mode,
-                settings=settings,
-                reinit="create_new",
-            )
+            with _own_service():
+                run = wandb.init(
+                    project=section.project,
+                    entity=section.entity,
+                    dir=str(self._directory),
+                    group=group,
+                    job_type=stage,
+                    name=f"{group}-{stage}",
+                    tags=list(section.tags),
+                    config=finite(config),
+                    mode=section.mode,
+                    settings=settings,
+                    reinit="create_new",
+                )
         except wandb.Error as error:
             reason = " ".join(str(error).split())
             raise TrackingError(f"W&B refused to start a run ({reason}): try `--tracking.mode offline`") from error
@@ -205,8 +203,37 @@ def _environment(directory: Path, offline: bool) -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextmanager
+def _own_service() -> Iterator[None]:
+    """Let W&B start its service process for this process alone.
+
+    W&B tells child processes of the service through the environment. Workers that are started during one
+    stage outlive its service, and would try to reach it in a later one.
+    """
+    inherited = os.environ.pop("WANDB_SERVICE", None)
+    try:
+        yield
+    finally:
+        os.environ.pop("WANDB_SERVICE", None)
+        if inherited is not None and inherited.split("-")[1:2] == [str(os.getpid())]:
+            os.environ["WANDB_SERVICE"] = inherited
+
+
+def _check_credentials() -> None:
+    """Raise unless W&B would start without asking."""
+    import wandb
+
+    with _own_service():
+        settings = wandb.setup().settings
+    if not _has_credentials(settings):
+        raise TrackingError(
+            "tracking.mode is `online` but no W&B credentials were found: run `wandb login`, "
+            "set WANDB_API_KEY, or use `--tracking.mode offline`"
+        )
+
+
 def _has_credentials(settings: Any) -> bool:
-    """Whether W&B would start without asking: a key, an identity token, or an entry in the netrc file."""
+    """Whether there is a key, an identity token, or an entry in the netrc file."""
     if os.environ.get("WANDB_API_KEY") or getattr(settings, "api_key", None):
         return True
     if os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or getattr(settings, "identity_token_file", None):

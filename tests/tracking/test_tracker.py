@@ -254,6 +254,18 @@ def test_users_own_wandb_run_survives(tmp_path: Path) -> None:
     assert [row["mine"] for row in history(path)] == [3]
 
 
+def test_workers_started_during_a_stage_can_track_after_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Tracker(tmp_path / "a", OFFLINE, stage="extract", group="g", config={}):
+        assert "WANDB_SERVICE" not in os.environ  # what a child process would inherit
+    monkeypatch.setenv("WANDB_SERVICE", "3-1-unix-/tmp/of-a-service-that-has-ended/socket")
+    with Tracker(tmp_path / "b", OFFLINE, stage="train", group="g", config={}) as tracker:
+        tracker.log({"x": 1})
+    (path,) = offline_files(tmp_path / "b")
+    assert [row["x"] for row in history(path)] == [1]
+
+
 def test_rows_beyond_the_limit_of_wandb_are_left_out_and_counted(tmp_path: Path) -> None:
     with Tracker(tmp_path, DISABLED, stage="s", group="g", config={}) as tracker:
         tracker.table("t", ["n"], [[n] for n in range(10_003)])
