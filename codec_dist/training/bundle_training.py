@@ -121,7 +121,7 @@ class BundleTraining:
                 )
         found = self._evaluations("select")
         for number, (loss, evaluation) in enumerate(zip(losses, found, strict=True)):
-            numbers = {"loss": loss, "learning_rate": self._rate(number), **self._numbers(evaluation)}
+            numbers = {"loss": loss, "learning_rate": self._lockstep.rates[number], **self._numbers(evaluation)}
             entry = {"epoch": self._epoch, "samples": self._epoch * self._fit_rows, "seconds": self._seconds(number)}
             self._histories[number].append(entry | numbers)
             if self._logbook:
@@ -181,9 +181,6 @@ class BundleTraining:
 
     def _summary(self, evaluation: Evaluation) -> dict[str, Any]:
         return evaluation.report.as_dict() | self._numbers(evaluation)
-
-    def _rate(self, number: int) -> float:
-        return float(self._lockstep.optimizer.param_groups[number]["lr"])
 
     def _seconds(self, number: int) -> float:
         return round(self._seconds_before[number] + time.monotonic() - self._started, 3)

@@ -1,0 +1,74 @@
+"""The step that all SAEs take together, against torch.optim.Adam on one SAE at a time."""
+
+import pytest
+import torch
+
+from codec_dist.sae import SparseAutoencoder, build
+from codec_dist.training.lockstep import Lockstep
+from codec_dist.training.ranks import Ranks
+
+OPTIONS = {
+    "topk": {"modes": 10, "k": 2, "dead_window": 30},
+    "stsae": {"hidden": 6, "threshold": 0.5, "dropout": 0, "l1": 0.1},
+}
+RATES = (0.02, 0.005, 0.02)
+
+
+def make(seed: int, name: str, channels: int) -> tuple[SparseAutoencoder, torch.Tensor]:
+    sae = build(name, OPTIONS[name], channels, seed=seed).double()
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.rand(64, channels, generator=generator, dtype=torch.float64)
+    sae.calibrate(rows, rows.std().item())
+    return sae, rows
+
+
+def three() -> list[tuple[SparseAutoencoder, torch.Tensor]]:
+    return [make(1, "topk", 5), make(2, "stsae", 7), make(3, "topk", 4)]
+
+
+def batches(steps: int) -> list[torch.Tensor]:
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    return [order[(16 * step) % 64 :][: 16 if step % 4 else 9] for step in range(steps)]
+
+
+def test_lockstep_equals_separate_adam_optimizers() -> None:
+    together, apart = three(), three()
+    lockstep = Lockstep([sae for sae, _ in together], 0.02, Ranks())
+    lockstep.set_rates([rate / 0.02 for rate in RATES])
+    optimizers = [torch.optim.Adam(sae.parameters(), lr=rate) for (sae, _), rate in zip(apart, RATES, strict=True)]
+    losses = torch.zeros(3, dtype=torch.float64)
+    for batch in batches(20):
+        lockstep.step([rows[batch] for _, rows in together], len(batch))
+        for number, ((sae, rows), optimizer) in enumerate(zip(apart, optimizers, strict=True)):
+            optimizer.zero_grad()
+            loss = sae.loss(rows[batch]).total
+            loss.backward()
+            sae.before_step()
+            optimizer.step()
+            sae.after_step()
+            losses[number] += loss.detach() * len(batch)
+    assert apart[0][0].dead.any()  # so that AuxK took part
+    for (found, _), (expected, _) in zip(together, apart, strict=True):
+        torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=1e-9, atol=1e-11)
+    rows_seen = sum(map(len, batches(20)))
+    assert lockstep.pop_losses() == pytest.approx((losses / rows_seen).tolist())
+    assert lockstep.pop_losses() == [0, 0, 0]
+
+
+def test_a_restored_state_continues_bit_by_bit() -> None:
+    whole, first, second = three(), three(), three()
+    straight = Lockstep([sae for sae, _ in whole], 0.01, Ranks())
+    for batch in batches(12):
+        straight.step([rows[batch] for _, rows in whole], len(batch))
+    before = Lockstep([sae for sae, _ in first], 0.01, Ranks())
+    for batch in batches(12)[:5]:
+        before.step([rows[batch] for _, rows in first], len(batch))
+    for (source, _), (target, _) in zip(first, second, strict=True):
+        target.load_state_dict(source.state_dict())
+    after = Lockstep([sae for sae, _ in second], 0.01, Ranks())
+    for number in range(3):
+        after.load_state(number, before.state(number))
+    for batch in batches(12)[5:]:
+        after.step([rows[batch] for _, rows in second], len(batch))
+    for (found, _), (expected, _) in zip(second, whole, strict=True):
+        assert all(torch.equal(found.state_dict()[name], value) for name, value in expected.state_dict().items())
