@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol, runtime_checkable
 
 import fsspec
 
@@ -13,6 +13,15 @@ from codec_dist.utils import write_bytes_atomically
 
 # Each remote scheme and the package that fsspec needs for it.
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A stream of bytes, read from front to back."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next ``size`` bytes, or all that are left."""
+        ...
 
 
 class Location:
@@ -94,7 +103,7 @@ class Location:
             raise OSError(f"{type(error).__name__}: {error}") from error
 
     @contextmanager
-    def open(self, name: str) -> Iterator[BinaryIO]:
+    def open(self, name: str) -> Iterator[Readable]:
         """The file ``name`` as a stream of bytes, read from front to back."""
         # Block size 0 asks web servers for one plain stream in place of many ranges.
         options = {"block_size": 0} if self.scheme in ("http", "https") else {}

@@ -2,9 +2,10 @@
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 from codec_dist.shards.errors import ShardError
+from codec_dist.shards.location import Readable
 
 PIECE = 1 << 20
 
@@ -12,7 +13,7 @@ PIECE = 1 << 20
 class HashingStream:
     """Passes bytes on from a stream, counting and hashing them."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: Readable) -> None:
         self._stream = stream
         self._hash = hashlib.sha256()
         self.bytes = 0

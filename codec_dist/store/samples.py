@@ -1,8 +1,10 @@
 """Tables of samples: one per shard, and all in one when the store is complete."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -72,7 +74,7 @@ def prepare_samples(layout: Layout, number: int, samples: pa.Table, dropped: Seq
         raise StoreError(
             f"shard {shard} has {expected} samples: {len(samples)} rows and {len(dropped)} dropped samples were given"
         )
-    columns: dict[str, pa.ChunkedArray | pa.Array] = {"shard": pa.array([shard] * len(samples), pa.string())}
+    columns: dict[str, Any] = {"shard": pa.array([shard] * len(samples), pa.string())}
     for name, kind in REQUIRED.items():
         try:
             columns[name] = samples[name].cast(kind)
@@ -80,7 +82,10 @@ def prepare_samples(layout: Layout, number: int, samples: pa.Table, dropped: Seq
             raise StoreError(
                 f"the column {name!r} of shard {shard}'s samples is not of type {kind}: {error}"
             ) from error
-    _check_columns(shard, columns, [key for key, _ in dropped])
+    _check_keys(shard, columns["key"].to_pylist() + [key for key, _ in dropped])
+    label = pc.min(columns["label"]).as_py()
+    if label is not None and label < 0:
+        raise StoreError(f"a sample of shard {shard} has the label {label}: give null for samples without label")
     start = layout.block_start(number)
     columns["row"] = pa.array(range(start, start + len(samples)), pa.int64())
     columns |= {name: samples[name] for name in samples.column_names if name not in columns}
@@ -94,14 +99,10 @@ def serialise_samples(table: pa.Table) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def _check_columns(shard: str, columns: dict[str, pa.ChunkedArray], dropped: list[str]) -> None:
-    keys = columns["key"].to_pylist() + dropped
-    if None in keys or len(set(keys)) < len(keys):
-        repeated = next((key for key in keys if keys.count(key) > 1), None)
-        raise StoreError(f"the samples of shard {shard} need keys, each once: {repeated!r} is missing or repeated")
-    label = pc.min(columns["label"]).as_py()
-    if label is not None and label < 0:
-        raise StoreError(f"a sample of shard {shard} has the label {label}: give null for samples without label")
+def _check_keys(shard: str, keys: list[str | None]) -> None:
+    for key, count in Counter(keys).items():
+        if key is None or count > 1:
+            raise StoreError(f"the samples of shard {shard} need keys, each once: {key!r} is missing or repeated")
 
 
 def _shard_tables(layout: Layout, markers: dict[int, Marker]) -> Iterator[pa.Table]:

@@ -1,5 +1,6 @@
 """Writing one shard's block: checked values, then samples, and the marker last."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ from codec_dist.store.samples import prepare_samples, serialise_samples
 from codec_dist.store.values import prepare_values
 from codec_dist.utils import suggestion, write_bytes_atomically
 
+# Zarr's settings are global: without a lock, one thread would take back what another has just set.
+_ZARR_SETTINGS = threading.Lock()
+
 
 class BlockWriter:
-    """Writes the blocks of a store. Writers of different shards share no file, so any number may run at once.
+    """Writes the blocks of a store. Different shards share no file, so any number of writers and threads may run.
 
     Raises:
         StoreError: ``path`` is not a store.
@@ -112,7 +116,7 @@ class BlockWriter:
         if (layer, quantity) not in self._arrays:
             # Without this every chunk is first compared with zero, and a chunk of zeros leaves no file.
             # The array keeps the setting that it was opened under.
-            with zarr.config.set({"array.write_empty_chunks": True}):
+            with _ZARR_SETTINGS, zarr.config.set({"array.write_empty_chunks": True}):
                 path = self._layout.arrays / self._layout.array_path(layer, quantity)
                 self._arrays[layer, quantity] = zarr.open_array(path, mode="r+", zarr_format=3)
         return self._arrays[layer, quantity]

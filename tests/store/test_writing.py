@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,22 @@ def test_zeros_are_written_as_files_too(plan):
     plan.write(2, values=zeros)
     chunk = plan.path / "arrays.zarr/layers/blocks.0/contribution/top_1/positive/c/2/0"
     assert chunk.stat().st_size == 6 * 3 * 4
+
+
+def test_threads_may_share_a_writer(tmp_path, make_plan):
+    plan = make_plan(tmp_path / "store", shards=[(f"s-{number}.tar", 3) for number in range(12)])
+    plan.create()
+    writer = BlockWriter(plan.path)
+
+    def write(number):
+        zeros = {name: np.zeros_like(values) for name, values in plan.values(number).items()}
+        writer.write(number, zeros, plan.samples(number))
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(write, range(12)))
+    assert Ledger(plan.path).pending() == []
+    chunks = list((plan.path / "arrays.zarr").rglob("c/*/0"))
+    assert len(chunks) == 12 * len(plan.layers) * len(plan.quantities)
 
 
 def test_a_failure_before_the_marker_leaves_the_shard_pending(plan):
