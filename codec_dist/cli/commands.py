@@ -56,9 +56,9 @@ def shards_pack(arguments: argparse.Namespace) -> None:
 
 def shards_index(arguments: argparse.Namespace) -> None:
     """The index of shards made by others."""
-    from codec_dist.shards import load_index
+    from codec_dist.shards import build_index
 
-    index = load_index(arguments.location)
+    index = build_index(arguments.location, label_field=arguments.label_field)
     _print_index(index.location, len(index.shards), sum(shard.samples for shard in index.shards))
 
 

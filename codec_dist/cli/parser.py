@@ -109,6 +109,9 @@ def _add_shards(verbs: Any) -> None:
     pack.add_argument("--seed", type=int, default=0, help="seed of the shuffle [%(default)s]")
     index = _command(group, "index", commands.shards_index, "scan the headers of shards once and write their index")
     index.add_argument("location", metavar="DIR_OR_URL", help="folder of the shards")
+    index.add_argument(
+        "--label-field", default="cls", metavar="FIELD", help="member with the label: cls, or json:FIELD [%(default)s]"
+    )
 
 
 def _add_store(verbs: Any) -> None:

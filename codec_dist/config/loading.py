@@ -68,9 +68,9 @@ def parse_config(values: Mapping[str, Any], source: str = "config") -> Config:
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write the resolved config as YAML, atomically; paths below the file's folder are written relative,
+    """Write the resolved config as YAML, unless the same is there already.
 
-    so that the folder can be moved.
+    Paths below the file's folder are written relative to it, so that the folder can be moved.
     """
 
     def relative(location: str) -> str:
@@ -78,8 +78,9 @@ def save_config(config: Config, path: Path) -> None:
         return os.path.relpath(location, folder) if Path(location).is_relative_to(folder) else location
 
     values = _map_paths(config.model_dump(mode="json"), relative)
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    write_bytes_atomically(path, text.encode())
+    content = yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode()
+    if not path.is_file() or path.read_bytes() != content:
+        write_bytes_atomically(path, content)
 
 
 def config_schema() -> dict[str, Any]:

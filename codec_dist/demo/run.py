@@ -12,7 +12,7 @@ from safetensors.torch import save
 from codec_dist.config import Config, load_config
 from codec_dist.demo.classifier import DigitsClassifier
 from codec_dist.demo.training import EPOCHS, accuracy, train_classifier
-from codec_dist.pipeline import RunDirectory, part_images, run_stages
+from codec_dist.pipeline import STAGES, RunDirectory, part_images, run_stages
 from codec_dist.report import findings
 from codec_dist.shards import ShardIndex, digits, pack
 from codec_dist.utils import Progress, hash_file, hash_json, read_json, write_bytes_atomically, write_json_atomically
@@ -36,7 +36,7 @@ def run_demo(directory: Path, overrides: Sequence[str] = ()) -> str:
     run_stages(config, ["prepare"])
     prepare_classifier(config, index)
     started = time.monotonic()
-    run_stages(config)
+    run_stages(config, [stage.name for stage in STAGES if stage.name != "prepare"])
     run = RunDirectory(config.run.directory)
     return f"{findings(run.path)}\n\nreport: {run.report} ({time.monotonic() - started:.0f} s for all stages)"
 
@@ -65,8 +65,10 @@ def prepare_classifier(config: Config, index: ShardIndex) -> float:
         done = read_json(record)
         if done["fingerprint"] == hash_json(settings) and done["weights"] == hash_file(weights):
             return float(done["accuracy"])
-    classifier = _train(config)
-    reached = accuracy(classifier, *part_images(config, "evaluate"))
+    # The images are those that the model will see; its weights do not exist yet.
+    untrained = config.model_copy(update={"model": config.model.model_copy(update={"weights": "none"})})
+    classifier = _train(untrained)
+    reached = accuracy(classifier, *part_images(untrained, "evaluate"))
     write_bytes_atomically(weights, save(classifier.state_dict()))
     done = {"fingerprint": hash_json(settings), "weights": hash_file(weights), "accuracy": reached}
     write_json_atomically(record, done)

@@ -30,7 +30,8 @@ class PreparedImage:
 
 def run_index(config: Config) -> ShardIndex:
     """The index of the run's shards, after ``data.limit``."""
-    index = load_index(config.data.shards, RunDirectory(config.run.directory).index_cache)
+    cache = RunDirectory(config.run.directory).index_cache
+    index = load_index(config.data.shards, cache, label_field=config.data.label_field)
     return index if config.data.limit is None else limit_samples(index, config.data.limit)
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from codec_dist.config import Config, save_config
 from codec_dist.pipeline.errors import PipelineError
 from codec_dist.utils import read_json, write_json_atomically
 
@@ -46,10 +45,6 @@ class RunDirectory:
         self.figures = self.path / "figures"
         self.report = self.path / "report" / "index.html"
         self._records = self.path / "stages"
-
-    def write_config(self, config: Config) -> None:
-        """Write the resolved config, unless the same is there already."""
-        save_config(config, self.config)
 
     def record(self, stage: str) -> StageRecord | None:
         """The record of a finished stage, or None."""

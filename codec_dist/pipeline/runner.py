@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from codec_dist.config import Config
+from codec_dist.config import Config, save_config
 from codec_dist.pipeline.errors import PipelineError
 from codec_dist.pipeline.run_directory import RunDirectory, StageRecord
 from codec_dist.pipeline.stage import Stage, StageContext
@@ -33,7 +33,7 @@ def run_stages(config: Config, names: Sequence[str] | None = None) -> list[Stage
     """
     check_choices(config)
     run = RunDirectory(config.run.directory)
-    run.write_config(config)
+    save_config(config, run.config)
     asked = [stage for stage in STAGES if names is None or stage.name in names]
     records = []
     with contextlib.ExitStack() as resources:

@@ -55,7 +55,7 @@ def stages_of_command(command: str) -> list[str]:
 def _extract(context: StageContext) -> dict[str, Any]:
     context.need_ray()
     summary = extract(context.config, context.tracker)
-    return {"samples": summary.samples, "dropped": len(summary.dropped)}
+    return {"samples": summary.samples, "dropped": summary.dropped}
 
 
 def _train(context: StageContext) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class Progress:
         self._stream = stream or sys.stderr
         self._note = ""
         self._started = self._last_line = time.monotonic()
+        self._told = False
         self._bar: Any = None
         if self._stream.isatty():
             from tqdm import tqdm
@@ -35,6 +36,7 @@ class Progress:
         """Count ``count`` more as done; ``note`` is shown at the end of the line."""
         self._done += count
         self._note = note
+        self._told = False
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(count)
@@ -49,12 +51,14 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif kind is None:
+        elif kind is None and not self._told:
             self._line()
 
     def _line(self) -> None:
+        self._told = True
         self._last_line = time.monotonic()
         rate = (self._done - self._initial) / max(self._last_line - self._started, 1e-9)
         note = f", {self._note}" if self._note else ""
-        line = f"{self._description}: {self._done:,} of {self._total:,} {self._unit}, {rate:,.1f} per second{note}"
+        speed = f"{rate:,.1f} per second" if rate >= 1 else f"{60 * rate:,.1f} per minute"
+        line = f"{self._description}: {self._done:,} of {self._total:,} {self._unit}, {speed}{note}"
         print(line, file=self._stream, flush=True)

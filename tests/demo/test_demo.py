@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -69,8 +68,8 @@ def test_running_it_again_takes_seconds_and_changes_nothing(demo: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in demo.rglob("*") if path.is_file()}
     again = subprocess.run([*COMMAND, str(demo)], capture_output=True, text=True, check=True, timeout=120)
     after = {path: path.stat().st_mtime_ns for path in demo.rglob("*") if path.is_file()}
-    assert again.stderr.count("done already") == 8
-    assert {path for path in after if after[path] != before.get(path)} <= {demo / "config.yaml"}
+    assert again.stderr.count("done already") == 7
+    assert after == before
 
 
 def test_the_config_it_leaves_works_with_every_other_command(demo: Path) -> None:
@@ -96,11 +95,11 @@ def kill_at(folder: Path, moment: str) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "run"
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "run"
 
 
-def test_killed_at_three_moments_it_completes_with_the_same_store(demo: Path, folder: Path) -> None:
+def test_killed_at_any_stage_it_completes_with_the_same_store(demo: Path, folder: Path) -> None:
     for moment in ("prepare: done", "extract: ", "extract: done", "train"):
         kill_at(folder, moment)
     finished = subprocess.run([*COMMAND, str(folder)], capture_output=True, text=True, check=False, timeout=1500)

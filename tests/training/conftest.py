@@ -2,13 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from codec_dist.store import BlockWriter, create_store, finish_store
+from codec_dist.config import Choice, SaeGroup, TrackingSection, TrainingSettings
+from codec_dist.store import BlockWriter, ContributionStore, create_store, finish_store
+from codec_dist.training.parts import read_parts
+from codec_dist.training.plan import plan_jobs
+from codec_dist.training.task import TrainingTask
 
 PARTS = ("fit", "fit", "fit", "select", "evaluate")
 CLASSES = 4
@@ -75,3 +80,52 @@ def _samples(rows: int, labels: np.ndarray | None) -> pa.Table:
             "baseline_value": pa.array(np.zeros(rows)),
         }
     )
+
+
+TOPK = {"modes": 10, "k": 2, "dead_window": 120}
+STSAE = {"hidden": 8, "threshold": 0.5, "dropout": 0.1}
+
+
+@pytest.fixture
+def make_groups() -> Callable[..., tuple[SaeGroup, ...]]:
+    """TopK on every layer with a cosine schedule, stsae on the last one with the plateau schedule."""
+
+    def make(
+        epochs: int = 6, quantities: tuple[str, ...] = ("contribution-positive",), **stsae: object
+    ) -> tuple[SaeGroup, ...]:
+        fast = TrainingSettings(epochs=epochs, batch_size=16, learning_rate=0.02)
+        plateau = TrainingSettings(epochs=epochs, batch_size=16, learning_rate=0.01, schedule="plateau", patience=1)
+        return (
+            SaeGroup(architecture=Choice(name="topk", options=TOPK), quantities=quantities, training=fast),
+            SaeGroup(
+                architecture=Choice(name="stsae", options=STSAE | stsae),
+                layers=("blocks.1",),
+                quantities=quantities,
+                training=plateau,
+            ),
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_task() -> Callable[..., TrainingTask]:
+    """A factory of what ranks are told about a run folder; W&B stays out."""
+
+    def make(run: Path, groups: tuple[SaeGroup, ...], **changes: Any) -> TrainingTask:
+        store = ContributionStore(run / "store")
+        jobs = plan_jobs(store, groups, read_parts(store, run / "split.parquet").split_hash, seed=7)
+        values: dict[str, Any] = {
+            "directory": run,
+            "store_path": run / "store",
+            "split_path": run / "split.parquet",
+            "jobs": tuple(jobs),
+            "name": "test",
+            "seed": 7,
+            "evaluations": 2,
+            "checkpoints": 2,
+            "tracking": TrackingSection(mode="disabled"),
+        }
+        return TrainingTask(**(values | changes))
+
+    return make
