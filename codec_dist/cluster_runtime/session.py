@@ -106,6 +106,7 @@ def _start(num_cpus: int | None, dashboard: bool, folder: Path) -> "ray._private
             )
         except Exception as error:
             # Ray gives its own processes 30 s, which a busy machine can exceed.
+            _end_half_started(error)
             reason = " ".join(str(error).split())
             if "timed out during startup" not in reason:
                 raise ClusterError(f"Ray does not start on this machine: {reason}") from error
@@ -114,6 +115,19 @@ def _start(num_cpus: int | None, dashboard: bool, folder: Path) -> "ray._private
                     f"Ray did not start on this machine within 30 s, {STARTS} times: is it overloaded?"
                 ) from error
     raise AssertionError("unreachable")
+
+
+def _end_half_started(error: Exception) -> None:
+    """End the processes of a Ray that did not come up: only the frame that raised still knows them."""
+    from ray._private.node import Node
+
+    trace = error.__traceback__
+    while trace is not None:
+        node = trace.tb_frame.f_locals.get("self")
+        if isinstance(node, Node):
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+            return
+        trace = trace.tb_next
 
 
 def _session(context: "ray._private.worker.RayContext") -> Session:
@@ -130,6 +144,9 @@ def _cpus_wanted(cluster: ClusterSection) -> int | None:
 def _local_environment() -> dict[str, str]:
     values = {
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Workers of the plain kind, which nothing here uses, would slow the start of those that do the work.
+        "RAY_enable_worker_prestart": "0",
+        "RAY_prestart_worker_first_driver": "0",
         # A job's `python` is this interpreter, also where its environment is not activated.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     }
