@@ -1,0 +1,291 @@
+"""The kinds of charts in the report: lines, bars within bars, and dots by row."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from markupsafe import Markup
+
+from codec_dist.report.formatting import number
+from codec_dist.report.svg import CHARACTER_WIDTH, Canvas, Scale, nice_ticks, spread
+
+MARKERS = {"contribution": "circle", "activation": "square", "random": "triangle"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a line; ``low`` and ``high`` bound it where its spread or error is known."""
+
+    x: float
+    y: float | None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a chart; ``style`` is the class that gives its colour: contribution, activation, random, other."""
+
+    name: str
+    style: str
+    points: Sequence[Point]
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What is written along an axis, and the least range that it covers."""
+
+    label: str
+    ticks: Sequence[tuple[float, str]] = ()
+    """Positions and their text; none: round numbers."""
+    cover: Sequence[float] = ()
+    """Values that are in sight whatever the data."""
+    format: Callable[[float], str] = field(default=lambda value: f"{value:g}".replace("-", "−"))
+
+
+def line_chart(
+    lines: Sequence[Line],
+    x: Axis,
+    y: Axis,
+    *,
+    label: str,
+    size: tuple[float, float] = (560, 300),
+    named: bool = True,
+    rule: float | None = None,
+) -> Markup:
+    """Lines with markers; a band shows what lies between ``low`` and ``high``.
+
+    Args:
+        lines: in the order in which they are drawn.
+        x: horizontal axis.
+        y: vertical axis.
+        label: the chart in words.
+        size: width and height in user units.
+        named: write each line's name at its end.
+        rule: a value of y at which a thin line is drawn.
+    """
+    canvas = Canvas(*size, label, "lines")
+    names = [line.name for line in lines if any(point.y is not None for point in line.points)] if named else []
+    # A line of all but one undefined value still has one point to show.
+    values = [
+        value for line in lines for point in line.points for value in (point.y, point.low, point.high)
+        if value is not None
+    ]  # fmt: skip
+    values += list(y.cover)
+    ticks = y.ticks or [(tick, y.format(tick)) for tick in nice_ticks(min(values, default=0), max(values, default=1))]
+    left = 26 + CHARACTER_WIDTH * max(len(text) for _, text in ticks)
+    right = size[0] - (18 + CHARACTER_WIDTH * max(map(len, names)) if names else 12)
+    top, bottom = 14, size[1] - 44
+    vertical = Scale(ticks[0][0], ticks[-1][0], bottom, top)
+    places = [point.x for line in lines for point in line.points] + [place for place, _ in x.ticks]
+    low, high = min(places, default=0), max(places, default=1)
+    inset = 10 if low < high else (right - left) / 2
+    horizontal = Scale(low, high, left + inset, right - inset if low < high else right)
+    _draw_axes(canvas, (left, right, top, bottom), horizontal, vertical, x, y, ticks, rule)
+    for line in lines:
+        _draw_band(canvas, line, horizontal, vertical)
+    for line in lines:
+        _draw_line(canvas, line, horizontal, vertical)
+    if named:
+        _draw_names(canvas, lines, horizontal, vertical, right, (top, bottom))
+    return canvas.markup()
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Nested amounts of one kind: the first is the widest, each next lies within it."""
+
+    style: str
+    amounts: Sequence[float]
+    note: str
+
+
+def bar_chart(rows: Sequence[tuple[str, Sequence[Bar]]], axis: Axis, *, label: str, width: float = 560) -> Markup:
+    """Bars within bars, from left to right, grouped by row."""
+    thickness, gap, group_gap = 11, 3, 12
+    names = max((len(name) for name, _ in rows), default=0)
+    left, right, top = 16 + CHARACTER_WIDTH * min(names, 24), width - 16, 8
+    height = top + sum(len(bars) * (thickness + gap) + group_gap for _, bars in rows) + 40
+    canvas = Canvas(width, height, label, "bars")
+    most = max((bar.amounts[0] for _, bars in rows for bar in bars), default=1)
+    ticks = nice_ticks(0, most)
+    scale = Scale(0, ticks[-1], left, right)
+    bottom = height - 40
+    _draw_columns(canvas, scale, [(tick, axis.format(tick)) for tick in ticks], (top, bottom), axis.label)
+    position: float = top + group_gap / 2
+    for name, bars in rows:
+        middle = position + (len(bars) * (thickness + gap) - gap) / 2
+        canvas.text(left - 8, middle + 4, _shortened(name, 24), "tick", "end")
+        for bar in bars:
+            for depth, amount in enumerate(bar.amounts):
+                style = f"bar {bar.style} depth-{depth}"
+                inner = 0 if depth < 2 else 2.5
+                canvas.add(
+                    "rect", style, bar.note, x=left, y=position + inner, rx=2,
+                    width=max(scale(amount) - left, 0), height=thickness - 2 * inner,
+                )  # fmt: skip
+            position += thickness + gap
+        position += group_gap
+    return canvas.markup()
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A value in a row."""
+
+    style: str
+    value: float | None
+    note: str
+
+
+def dot_chart(rows: Sequence[tuple[str, Sequence[Dot]]], axis: Axis, *, label: str, width: float = 560) -> Markup:
+    """One row per layer, one mark per kind, along a common scale."""
+    pitch, top = 28, 8
+    names = max((len(name) for name, _ in rows), default=0)
+    left, right = 16 + CHARACTER_WIDTH * min(names, 24), width - 20
+    height = top + pitch * len(rows) + 44
+    canvas = Canvas(width, height, label, "dots")
+    values = [dot.value for _, dots in rows for dot in dots if dot.value is not None] + list(axis.cover)
+    ticks = nice_ticks(min(values, default=0), max(values, default=1))
+    scale = Scale(ticks[0], ticks[-1], left, right)
+    bottom = height - 44
+    _draw_columns(canvas, scale, [(tick, axis.format(tick)) for tick in ticks], (top, bottom), axis.label)
+    if ticks[0] < 0 < ticks[-1]:
+        canvas.line(scale(0), top, scale(0), bottom, "rule")
+    for place, (name, dots) in enumerate(rows):
+        y = top + pitch * (place + 0.5)
+        canvas.text(left - 8, y + 4, _shortened(name, 24), "tick", "end")
+        known = [dot.value for dot in dots if dot.value is not None]
+        if len(known) > 1:
+            canvas.line(scale(min(known)), y, scale(max(known)), y, "range")
+        for dot in dots:
+            if dot.value is not None:
+                shape = MARKERS.get(dot.style, "diamond")
+                canvas.marker(scale(dot.value), y, shape, f"mark {dot.style}", dot.note, 5)
+    return canvas.markup()
+
+
+def layer_axis(layers: Sequence[str]) -> Axis:
+    """The axis of depth: layer keys without what all begin with, each so many that they do not touch."""
+    common = _common_prefix(layers)
+    names = [layer[len(common) :] or layer for layer in layers]
+    longest = max((len(name) for name in names), default=1)
+    every = max(1, round(len(names) * (longest + 2) * CHARACTER_WIDTH / 400 + 0.49))
+    ticks = [
+        (float(place), _shortened(name, 12) if place % every == 0 else "") for place, name in enumerate(names)
+    ]  # fmt: skip
+    title = f"layer, input → output ({common}…)" if common else "layer, input → output"
+    return Axis(title if len(layers) > 1 else "layer", ticks)
+
+
+def _common_prefix(layers: Sequence[str]) -> str:
+    """The modules that all layers lie in, such as ``blocks.``; empty for a single layer."""
+    if len(layers) < 2:
+        return ""
+    modules = [layer.split(".")[:-1] for layer in layers]
+    shared = [
+        names[0] for names in itertools.takewhile(lambda names: len(set(names)) == 1, zip(*modules, strict=False))
+    ]
+    return ".".join([*shared, ""])
+
+
+def _draw_axes(
+    canvas: Canvas,
+    frame: tuple[float, float, float, float],
+    horizontal: Scale,
+    vertical: Scale,
+    x: Axis,
+    y: Axis,
+    ticks: Sequence[tuple[float, str]],
+    rule: float | None,
+) -> None:
+    left, right, top, bottom = frame
+    for tick, text in ticks:
+        canvas.line(left, vertical(tick), right, vertical(tick), "grid")
+        canvas.text(left - 8, vertical(tick) + 4, text, "tick", "end")
+    if rule is not None and vertical.low <= rule <= vertical.high:
+        canvas.line(left, vertical(rule), right, vertical(rule), "rule")
+    canvas.line(left, bottom, right, bottom, "axis")
+    x_ticks = x.ticks or [
+        (tick, x.format(tick)) for tick in nice_ticks(horizontal.low, horizontal.high, 4)
+        if horizontal.low <= tick <= horizontal.high
+    ]  # fmt: skip
+    last = float("-inf")
+    for place, text in x_ticks:
+        at, half = horizontal(place), CHARACTER_WIDTH * len(text) / 2
+        canvas.line(at, bottom, at, bottom + 4, "axis")
+        if text and at - half > last + 3:
+            canvas.text(at, bottom + 17, text, "tick", "middle")
+            last = at + half
+    canvas.text((left + right) / 2, canvas.height - 6, x.label, "label", "middle")
+    canvas.text(13, (top + bottom) / 2, y.label, "label", "middle", -90)
+
+
+def _draw_columns(
+    canvas: Canvas, scale: Scale, ticks: Sequence[tuple[float, str]], span: tuple[float, float], label: str
+) -> None:
+    top, bottom = span
+    for tick, text in ticks:
+        canvas.line(scale(tick), top, scale(tick), bottom, "grid")
+        canvas.text(scale(tick), bottom + 16, text, "tick", "middle")
+    canvas.text((scale(ticks[0][0]) + scale(ticks[-1][0])) / 2, bottom + 34, label, "label", "middle")
+
+
+def _draw_band(canvas: Canvas, line: Line, horizontal: Scale, vertical: Scale) -> None:
+    for run in _runs(line.points):
+        if len(run) == 1:
+            (point,) = run
+            if point.low is not None and point.high is not None:
+                at = horizontal(point.x)
+                canvas.line(at, vertical(point.low), at, vertical(point.high), f"whisker {line.style}")
+            continue
+        bounded = [point for point in run if point.low is not None and point.high is not None]
+        upper = [(horizontal(point.x), vertical(point.high or 0)) for point in bounded]
+        lower = [(horizontal(point.x), vertical(point.low or 0)) for point in bounded]
+        canvas.path(upper + lower[::-1], f"band {line.style}", closed=True)
+
+
+def _draw_line(canvas: Canvas, line: Line, horizontal: Scale, vertical: Scale) -> None:
+    style = f"{line.style} dashed" if line.dashed else line.style
+    for run in _runs(line.points):
+        places = [(horizontal(point.x), vertical(point.y or 0)) for point in run]
+        canvas.path(places, f"line {style}")
+        radius = 4 if len(run) <= 20 else 2
+        for (at, height), point in zip(places, run, strict=True):
+            note = point.note or f"{line.name}: {number(point.y, 3)}"
+            hollow = " hollow" if line.dashed else ""
+            canvas.marker(at, height, MARKERS.get(line.style, "diamond"), f"mark {line.style}{hollow}", note, radius)
+
+
+def _draw_names(
+    canvas: Canvas,
+    lines: Sequence[Line],
+    horizontal: Scale,
+    vertical: Scale,
+    right: float,
+    span: tuple[float, float],
+) -> None:
+    ends = [(line, [point for point in line.points if point.y is not None]) for line in lines]
+    shown = [(line, points[-1]) for line, points in ends if points]
+    heights = spread([vertical(point.y or 0) for _, point in shown], 15, span[0] + 4, span[1])
+    for (line, point), height in zip(shown, heights, strict=True):
+        at = max(horizontal(point.x) + 10, right - 2)
+        canvas.text(at, height + 4, line.name, f"name {line.style}")
+
+
+def _runs(points: Sequence[Point]) -> list[list[Point]]:
+    """Stretches of neighbouring points that are defined."""
+    runs: list[list[Point]] = [[]]
+    for point in points:
+        if point.y is None:
+            runs.append([])
+        else:
+            runs[-1].append(point)
+    return [run for run in runs if run]
+
+
+def _shortened(name: str, most: int) -> str:
+    """A long name without its beginning, which layers share more often than their end."""
+    return name if len(name) <= most else "…" + name[-(most - 1) :]

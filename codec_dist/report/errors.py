@@ -1,0 +1,7 @@
+"""The room's error."""
+
+from codec_dist.utils import CodecError
+
+
+class ReportError(CodecError):
+    """A report that cannot be built: no run there, or a file of the run that cannot be read."""

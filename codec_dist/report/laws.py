@@ -1,0 +1,216 @@
+"""The laws that the paper finds on ImageNet networks (METHOD: "Reference figures"), tried on this run.
+
+They are findings, not identities: each is said to hold, to hold in part, or not to hold, with the numbers.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from codec_dist.report.run_data import ACTIVATION, CONTRIBUTION, RANDOM, RunData
+
+HOLDS, PARTLY, FAILS, UNKNOWN = "holds", "partly", "does not hold", "not measured"
+
+LEAST_RANK_CORRELATION = 0.5
+NEAR_ONE, NEAR_ZERO, LEAST_FALL = 0.7, 0.2, 0.3
+LEAST_LAYERS_FOR_DEPTH = 3
+
+Values = Sequence[float | None]
+
+
+@dataclass(frozen=True)
+class Law:
+    """One law and what this run says of it."""
+
+    title: str
+    verdict: str
+    """``holds``, ``partly``, ``does not hold`` or ``not measured``."""
+    sentence: str
+    """The verdict in words and numbers."""
+    layers: Sequence[tuple[str, bool | None, str]] = ()
+    """Layer, whether it obeys (None: not known), and its numbers, for laws about each layer."""
+    stage: str = "summarize"
+    """The stage that measures it."""
+
+
+def try_laws(data: RunData) -> list[Law]:
+    """Every law of METHOD §9, in its order."""
+    return [
+        _sparser(data),
+        _higher_dimensional(data),
+        _grow_with_depth(data),
+        _signs_decouple(data),
+        _more_class_specific(data),
+        _more_selective(data),
+    ]
+
+
+def rank_correlation(values: Values) -> float | None:
+    """Spearman's correlation of the known values with depth; None where fewer than three or all equal."""
+    known = [(depth, value) for depth, value in enumerate(values) if value is not None]
+    if len(known) < LEAST_LAYERS_FOR_DEPTH or len({value for _, value in known}) == 1:
+        return None
+    depths, numbers = zip(*known, strict=True)
+    return float(spearmanr(depths, numbers).statistic)
+
+
+def _sparser(data: RunData) -> Law:
+    contributions, activations = _statistic(data, "hoyer_median")
+    return _each_layer(
+        data,
+        "Contributions are sparser than activations at every layer",
+        contributions,
+        activations,
+        lambda ours, theirs: ours > theirs,
+        "The median Hoyer sparsity of contributions exceeds that of activations",
+        "{:.2f} against {:.2f}",
+    )
+
+
+def _higher_dimensional(data: RunData) -> Law:
+    contributions, activations = _statistic(data, "components_95")
+    return _each_layer(
+        data,
+        "Contributions are higher-dimensional than activations at every layer",
+        contributions,
+        activations,
+        lambda ours, theirs: ours > theirs,
+        "Class means of contributions need more principal components for 95 % of their variance",
+        "{:.0f} against {:.0f}",
+        _ceiling(data),
+    )
+
+
+def _ceiling(data: RunData) -> str:
+    most = len(data.class_names) - 1
+    return f"With {most + 1} classes there are at most {most} components." if most > 0 else ""
+
+
+def _grow_with_depth(data: RunData) -> Law:
+    title = "Sparsity and dimensionality of contributions grow with depth"
+    series = {"Hoyer sparsity": _statistic(data, "hoyer_median")[0], "components": _statistic(data, "components_95")[0]}
+    found = {name: rank_correlation(values) for name, values in series.items()}
+    known = {name: value for name, value in found.items() if value is not None}
+    if not known:
+        return Law(title, UNKNOWN, _unknown_depth(data))
+    grows = [value >= LEAST_RANK_CORRELATION for value in known.values()]
+    parts = [
+        f"{name} goes from {first:.3g} at the first layer to {last:.3g} at the last (rank correlation with depth "
+        f"{_signed(known[name])})"
+        for name in known
+        for first, last in [_ends(series[name])]
+    ]
+    return Law(title, _verdict(grows), _sentence("; ".join(parts)))
+
+
+def _signs_decouple(data: RunData) -> Law:
+    title = "E/I correlation falls from near 1 to near 0 with depth"
+    values = data.by_layer(data.statistics, "ei_median", quantity=CONTRIBUTION)
+    if rank_correlation(values) is None:
+        return Law(title, UNKNOWN, _unknown_depth(data))
+    first, last = _ends(values)
+    falls = first - last >= LEAST_FALL
+    verdict = FAILS
+    if falls:
+        verdict = HOLDS if first >= NEAR_ONE and abs(last) <= NEAR_ZERO else PARTLY
+    sentence = (
+        f"The median correlation of inhibition with excitation across channels goes from {_signed(first)} at the first "
+        f"layer to {_signed(last)} at the last."
+    )
+    return Law(title, verdict, sentence)
+
+
+def _more_class_specific(data: RunData) -> Law:
+    contributions, activations = (
+        data.by_layer(data.layer_counts, "median_top_correlation", quantity=f"{kind}-positive", unit="mode")
+        for kind in (CONTRIBUTION, ACTIVATION)
+    )
+    return _each_layer(
+        data,
+        "Contribution modes are more class-specific than activation modes",
+        contributions,
+        activations,
+        lambda ours, theirs: ours > theirs,
+        "The median over modes of the highest correlation with a class is larger for contribution modes",
+        "{:.2f} against {:.2f}",
+    )
+
+
+def _more_selective(data: RunData) -> Law:
+    contributions, activations, chance = (
+        data.by_layer(data.areas, "relative_auc", ranking=ranking, kind="ablate")
+        for ranking in (f"{CONTRIBUTION}-positive", f"{ACTIVATION}-positive", RANDOM)
+    )
+    pairs = [(ours, theirs) for ours, theirs in zip(contributions, chance, strict=True) if None not in (ours, theirs)]
+    beats = sum(ours < theirs for ours, theirs in pairs)  # type: ignore[operator]
+    control = f"Against random channels they are more selective at {beats} of {len(pairs)} layers." if pairs else ""
+    return _each_layer(
+        data,
+        "Ablating contribution modes is more selective than ablating activation modes",
+        contributions,
+        activations,
+        lambda ours, theirs: ours < theirs,
+        "The relative ablation AUC (more negative: the target class suffers more than others) is lower for "
+        "contribution modes",
+        "{:+.2f} against {:+.2f}",
+        control,
+        stage="intervene",
+    )
+
+
+def _each_layer(
+    data: RunData,
+    title: str,
+    ours: Values,
+    theirs: Values,
+    obeys: Callable[[float, float], bool],
+    claim: str,
+    numbers: str,
+    remark: str = "",
+    stage: str = "summarize",
+) -> Law:
+    """A law that compares contributions with activations at each layer."""
+    rows: list[tuple[str, bool | None, str]] = []
+    for layer, one, other in zip(data.layers, ours, theirs, strict=True):
+        known = one is not None and other is not None
+        shown = numbers.format(one, other).replace("-", "−") if known else "not measured"
+        rows.append((layer, obeys(one, other) if known else None, shown))  # type: ignore[arg-type]
+    tried = [obeyed for _, obeyed, _ in rows if obeyed is not None]
+    if not tried:
+        return Law(title, UNKNOWN, "Neither was measured at the same layer yet.", stage=stage)
+    place = "every layer" if all(tried) else f"{sum(tried)} of {len(tried)} layers" if any(tried) else "no layer"
+    examples = [row for row in rows if row[1] is not None]
+    last = f"At the last layer it is {examples[-1][2]}."
+    return Law(title, _verdict(tried), " ".join(filter(None, [f"{claim} at {place}.", last, remark])), rows, stage)
+
+
+def _verdict(tried: Sequence[bool]) -> str:
+    return HOLDS if all(tried) else PARTLY if any(tried) else FAILS
+
+
+def _statistic(data: RunData, column: str) -> tuple[Values, Values]:
+    return (
+        data.by_layer(data.statistics, column, quantity=CONTRIBUTION),
+        data.by_layer(data.statistics, column, quantity=ACTIVATION),
+    )
+
+
+def _ends(values: Values) -> tuple[float, float]:
+    known = [value for value in values if value is not None]
+    return known[0], known[-1]
+
+
+def _unknown_depth(data: RunData) -> str:
+    if not data.statistics:
+        return "The statistics of the layers were not computed yet."
+    return f"Depth needs at least {LEAST_LAYERS_FOR_DEPTH} layers with different values."
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."
+
+
+def _signed(value: float) -> str:
+    return f"{float(np.round(value, 2)) + 0.0:.2f}".replace("-", "−")

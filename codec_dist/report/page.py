@@ -1,0 +1,116 @@
+"""The page: everything that was read, put into the template, written as one file."""
+
+import base64
+import hashlib
+import importlib.metadata
+import shlex
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from codec_dist.config import Config
+from codec_dist.report.causal import layer_curves
+from codec_dist.report.depth import mode_figures, residual_figure, selectivity_figure, statistics_figures
+from codec_dist.report.findings import find
+from codec_dist.report.formatting import duration, number, percent, size
+from codec_dist.report.gallery import galleries
+from codec_dist.report.reference import reference
+from codec_dist.report.run_data import read_run
+from codec_dist.report.saes import METRICS, sae_rows, training_charts
+from codec_dist.utils import write_bytes_atomically
+
+SHOWN_DROPPED = 50
+
+
+def build_report(run_directory: Path, config: Config) -> Path:
+    """Write RUN/report/index.html: one file that needs no network, and loads nothing.
+
+    Stages that have not run are left out, with the command that runs them.
+
+    Args:
+        run_directory: the run's folder.
+        config: its config, shown as it is; names the run and says how many modes are shown per layer.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ReportError: no such run, or a file of the run that cannot be read.
+        StoreError: a store that cannot be read.
+        SaeError: an SAE that cannot be read.
+    """
+    run_directory = Path(run_directory)
+    data = read_run(run_directory, config.data.shards)
+    context = {
+        "title": config.report.title or config.run.name,
+        "config": config,
+        "data": data,
+        "found": find(data),
+        "statistics": statistics_figures(data),
+        "saes": sae_rows(data),
+        "sae_metrics": METRICS,
+        "training": training_charts(data),
+        "mode_figures": mode_figures(data),
+        "galleries": galleries(data, config.report.modes),
+        "selectivity": selectivity_figure(data),
+        "curves": layer_curves(data),
+        "completeness": residual_figure(data),
+        "reference": reference(),
+        "settings": yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        "identity": list(_flat(data.store.identity)) if data.store else [],
+        "shown_dropped": SHOWN_DROPPED,
+        "config_path": shlex.quote(str(run_directory / "config.yaml")),
+        "run_path": shlex.quote(str(run_directory)),
+        "built": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "version": importlib.metadata.version("codec_dist"),
+    }
+    path = run_directory / "report" / "index.html"
+    write_bytes_atomically(path, render(context).encode())
+    return path
+
+
+def render(context: Mapping[str, Any]) -> str:
+    """The page as text. Everything from the run is escaped, and the page forbids itself to load anything."""
+    style, script = _asset("style.css"), _asset("script.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # Only this script, by its hash; only pictures that are in the page.
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    inline = {"style": Markup(style), "script": Markup(script), "policy": policy}
+    return _environment().get_template("index.html").render(**context, **inline)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("codec_dist.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "percent": percent, "size": size, "duration": duration}
+    return environment
+
+
+def _asset(name: str) -> str:
+    return (files("codec_dist.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested values as dotted names and text."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            yield f"{prefix}{name}", shown

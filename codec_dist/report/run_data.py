@@ -1,0 +1,180 @@
+"""All that the report shows, read once; what a stage has not made yet is empty."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
+
+from codec_dist.report.errors import ReportError
+from codec_dist.report.store_facts import StoreFacts, read_store_facts
+from codec_dist.utils import read_json
+
+Row = dict[str, Any]
+
+CONTRIBUTION, ACTIVATION, RANDOM = "contribution", "activation", "random"
+
+
+@dataclass(frozen=True)
+class SaeFacts:
+    """One trained SAE."""
+
+    folder: Path
+    metrics: Mapping[str, Any]
+    """metrics.json: layer, quantity, architecture, reports on *select* and *evaluate*, training."""
+    history: Sequence[Row]
+    """history.jsonl: metrics on *select* by epoch."""
+    options: Mapping[str, Any]
+    """Options of the architecture."""
+    selected: bool
+    """Whether later stages use it."""
+
+    @property
+    def layer(self) -> str:
+        return str(self.metrics["layer"])
+
+    @property
+    def quantity(self) -> str:
+        return str(self.metrics["quantity"])
+
+    @property
+    def evaluate(self) -> Mapping[str, Any]:
+        """The report on *evaluate*."""
+        return self.metrics.get("evaluate") or {}
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The files of a run as plain rows, in the forms that the stages write."""
+
+    directory: Path
+    store: StoreFacts | None
+    saes: Sequence[SaeFacts]
+    statistics: Sequence[Row]
+    layer_counts: Sequence[Row]
+    classes: Sequence[Row]
+    modes: Sequence[Row]
+    maps: Sequence[Row]
+    curves: Sequence[Row]
+    areas: Sequence[Row]
+    stages: Sequence[Row]
+    class_names: Sequence[str]
+
+    @cached_property
+    def layers(self) -> list[str]:
+        """Layer keys from input to output."""
+        if self.store is not None:
+            return list(self.store.layers)
+        return list(dict.fromkeys(row["layer"] for rows in (self.statistics, self.layer_counts) for row in rows))
+
+    def by_layer(self, rows: Sequence[Row], column: str, **equal: Any) -> list[float | None]:
+        """One value per layer: ``column`` of the row that matches ``equal``; None where there is none."""
+        chosen = {row["layer"]: row[column] for row in rows if all(row[name] == value for name, value in equal.items())}
+        return [chosen.get(layer) for layer in self.layers]
+
+    def selected_sae(self, layer: str, quantity: str) -> SaeFacts | None:
+        """The SAE that later stages use for a layer and quantity."""
+        fits = (sae for sae in self.saes if sae.selected and (sae.layer, sae.quantity) == (layer, quantity))
+        return next(fits, None)
+
+    def class_name(self, label: int | None) -> str:
+        """A class's name, else its number; ``no label`` for none."""
+        if label is None or label < 0:
+            return "no label"
+        return self.class_names[label] if label < len(self.class_names) else str(label)
+
+
+def read_run(directory: Path, shards: str | None = None) -> RunData:
+    """Read whatever stages have written so far.
+
+    Args:
+        directory: the run's folder.
+        shards: where the shards are; a local ``classes.json`` there names classes until modes are summarized.
+
+    Raises:
+        ReportError: no such folder, or a file that is there but cannot be read.
+    """
+    if not directory.is_dir():
+        raise ReportError(f"there is no run in {directory}: give the folder of a run, or run `codec-dist run` first")
+    modes, interventions = directory / "modes", directory / "interventions"
+    return RunData(
+        directory=directory,
+        store=read_store_facts(directory),
+        saes=_read_saes(directory / "sae"),
+        statistics=_read_table(modes / "statistics.parquet"),
+        layer_counts=_read_table(modes / "layers.parquet"),
+        classes=_read_table(modes / "classes.parquet"),
+        modes=_read_table(modes / "modes.parquet"),
+        maps=_read_json(directory / "figures" / "maps.json", []),
+        curves=_read_table(interventions / "curves.parquet"),
+        areas=_read_table(interventions / "auc.parquet"),
+        stages=[_read_json(path, {}) for path in sorted((directory / "stages").glob("*.json"))],
+        class_names=_class_names(modes, shards),
+    )
+
+
+def quantity_kind(quantity: str) -> str:
+    """``contribution``, ``activation``, ``gradient`` or ``random``: what a quantity or a ranking is about."""
+    return quantity.partition("-")[0].partition("[")[0]
+
+
+def _read_saes(folder: Path) -> list[SaeFacts]:
+    selected = _read_json(folder / "selected.json", {})
+    chosen = {(folder / path).resolve() for quantities in selected.values() for path in quantities.values()}
+    saes = []
+    for path in sorted(folder.glob("*/*/*/metrics.json")):
+        metrics, config = _read_json(path, {}), _read_json(path.parent / "config.json", {})
+        if not {"layer", "quantity", "architecture"} <= metrics.keys():
+            raise ReportError(f"{path} does not describe an SAE: run `codec-dist train` again")
+        history = _read_lines(path.parent / "history.jsonl")
+        options = {**config.get("options", {}), "modes": config.get("modes")}
+        saes.append(SaeFacts(path.parent, metrics, history, options, path.parent.resolve() in chosen))
+    return saes
+
+
+def _read_table(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    try:
+        rows: list[Row] = pq.read_table(path, partitioning=None).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise ReportError(f"cannot read {path} ({_one_line(error)}): remove it and run its stage again") from error
+    # A statistic that is not a number is one that is not defined.
+    return [{name: None if value != value else value for name, value in row.items()} for row in rows]
+
+
+def _read_json(path: Path, default: Any) -> Any:
+    if not path.exists():
+        return default
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise ReportError(f"cannot read {path} ({_one_line(error)}): remove it and run its stage again") from error
+
+
+def _read_lines(path: Path) -> list[Row]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise ReportError(f"cannot read {path} ({_one_line(error)}): train this SAE again") from error
+
+
+def _class_names(modes: Path, shards: str | None) -> list[str]:
+    arrays = modes / "correlations.zarr"
+    if arrays.exists():
+        for _, group in zarr.open_group(arrays, mode="r").groups():
+            for _, inner in group.groups():
+                return [str(name) for name in inner.attrs.get("class_names", [])]
+    if shards is not None and "://" not in shards:
+        names = _read_json(Path(shards) / "classes.json", [])
+        return [str(names[key]) for key in sorted(names, key=int)] if isinstance(names, dict) else list(map(str, names))
+    return []
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
