@@ -40,7 +40,7 @@ def train_classifier(
     """
     with torch.random.fork_rng(devices=[]), _threads(THREADS):
         torch.manual_seed(derive_seed(seed, "classifier", "weights"))
-        classifier = DigitsClassifier().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        classifier = DigitsClassifier().to(memory_format=torch.channels_last)
         order = torch.Generator().manual_seed(derive_seed(seed, "classifier", "order"))
         batches = len(images) // BATCH_SIZE
         optimizer = torch.optim.AdamW(classifier.parameters(), lr=PEAK_LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -56,7 +56,7 @@ def train_classifier(
                 schedule.step()
                 total += float(loss.detach())
             after_epoch(epoch, total / batches)
-    return classifier.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    return classifier.to(memory_format=torch.contiguous_format).eval()
 
 
 def accuracy(

@@ -252,7 +252,7 @@ def _draw_line(canvas: Canvas, line: Line, horizontal: Scale, vertical: Scale) -
     for run in _runs(line.points):
         places = [(horizontal(point.x), vertical(point.y or 0)) for point in run]
         canvas.path(places, f"line {style}")
-        radius = 4 if len(run) <= 20 else 2
+        radius = min(4 if len(run) <= 20 else 2, canvas.height / 70)
         for (at, height), point in zip(places, run, strict=True):
             note = point.note or f"{line.name}: {number(point.y, 3)}"
             hollow = " hollow" if line.dashed else ""

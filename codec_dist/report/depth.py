@@ -11,6 +11,7 @@ from codec_dist.report.run_data import ACTIVATION, CONTRIBUTION, RANDOM, Row, Ru
 
 KINDS = (CONTRIBUTION, ACTIVATION)
 PLURAL = {CONTRIBUTION: "contributions", ACTIVATION: "activations", RANDOM: "random channels"}
+GOOD_RESIDUAL, FAIR_RESIDUAL = 0.05, 0.2
 UNIT_NAMES = {"mode": "modes", "channel": "channels"}
 
 
@@ -30,6 +31,15 @@ class Figure:
     caption: str
     chart: Markup
     table: Table
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A verdict on trust: the class of its badge, a word or two, and a sentence."""
+
+    verdict: str
+    word: str
+    sentence: str
 
 
 def statistics_figures(data: RunData) -> list[Figure]:
@@ -141,7 +151,8 @@ def residual_figure(data: RunData) -> Figure | None:
         note = f"{layer}: median {number(100 * one.median)} %"
         points.append(Point(place, 100 * one.median, 100 * low, 100 * high, note))
         cells = [one.median, low, high, one.percentile_90]
-        rows.append([layer, *(f"{number(100 * cell)} %" for cell in cells), f"{one.images:,}"])
+        shown = [f"{number(100 * cell)} %" for cell in cells]
+        rows.append([layer, *shown, number(one.absolute, 3), number(one.change, 3), number(one.images)])
     chart = line_chart(
         [Line("median", CONTRIBUTION, points)],
         layer_axis(data.layers),
@@ -152,8 +163,37 @@ def residual_figure(data: RunData) -> Figure | None:
         "How far the contributions of a layer are from adding up to the change of the target, relative to that change. "
         "Smaller is better; more steps make it smaller. Line: median over images; band: quartiles."
     )
-    columns = ["layer", "median", "first quartile", "third quartile", "90th percentile", "images"]
+    columns = [
+        "layer",
+        "median",
+        "first quartile",
+        "third quartile",
+        "90th percentile",
+        "median |residual|",
+        "median |ΔT|",
+        "images",
+    ]
     return Figure("Completeness", caption, chart, Table(columns, rows))
+
+
+def completeness_advice(data: RunData) -> Advice | None:
+    """What the completeness residual means for the trust in the contributions; None where there is none."""
+    if data.store is None or not data.store.residuals:
+        return None
+    worst = max(data.store.residuals, key=lambda residual: residual.median)
+    found = f"The median relative residual is {number(100 * worst.median, 1)} % at the worst layer ({worst.layer})"
+    if worst.median <= GOOD_RESIDUAL:
+        return Advice("holds", "complete", f"{found}: contributions add up to the change of the target.")
+    if worst.median <= FAIR_RESIDUAL:
+        return Advice(
+            "partly", "nearly complete", f"{found}: more steps would bring contributions closer to adding up."
+        )
+    return Advice(
+        "does-not-hold",
+        "not complete",
+        f"{found}, that is {number(worst.absolute)} where the target changes by {number(worst.change)} from baseline "
+        "to image: contributions do not add up. Take more steps, or a baseline on which the target differs more.",
+    )
 
 
 def ranking_name(ranking: str) -> str:

@@ -179,7 +179,7 @@ def _each_layer(
         rows.append((layer, obeys(one, other) if known else None, shown))  # type: ignore[arg-type]
     tried = [obeyed for _, obeyed, _ in rows if obeyed is not None]
     if not tried:
-        return Law(title, UNKNOWN, "Neither was measured at the same layer yet.", stage=stage)
+        return Law(title, UNKNOWN, "Not measured yet, or at no layer for both.", stage=stage)
     place = "every layer" if all(tried) else f"{sum(tried)} of {len(tried)} layers" if any(tried) else "no layer"
     examples = [row for row in rows if row[1] is not None]
     last = f"At the last layer it is {examples[-1][2]}."
@@ -204,7 +204,7 @@ def _ends(values: Values) -> tuple[float, float]:
 
 def _unknown_depth(data: RunData) -> str:
     if not data.statistics:
-        return "The statistics of the layers were not computed yet."
+        return "Not measured yet."
     return f"Depth needs at least {LEAST_LAYERS_FOR_DEPTH} layers with different values."
 
 

@@ -17,7 +17,13 @@ from markupsafe import Markup
 
 from codec_dist.config import Config
 from codec_dist.report.causal import layer_curves
-from codec_dist.report.depth import mode_figures, residual_figure, selectivity_figure, statistics_figures
+from codec_dist.report.depth import (
+    completeness_advice,
+    mode_figures,
+    residual_figure,
+    selectivity_figure,
+    statistics_figures,
+)
 from codec_dist.report.findings import find
 from codec_dist.report.formatting import duration, number, percent, size
 from codec_dist.report.gallery import galleries
@@ -62,6 +68,7 @@ def build_report(run_directory: Path, config: Config) -> Path:
         "selectivity": selectivity_figure(data),
         "curves": layer_curves(data),
         "completeness": residual_figure(data),
+        "advice": completeness_advice(data),
         "reference": reference(),
         "settings": yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         "identity": list(_flat(data.store.identity)) if data.store else [],

@@ -35,13 +35,13 @@ class TrainingChart:
     chart: Markup
 
 
-METRICS = ("EV", "L0", "dead", "cosine", "Hoyer of dictionary", "training time")
+METRICS = ("modes", "EV", "L0", "dead", "cosine", "Hoyer of dictionary", "training time")
 
 
 def sae_rows(data: RunData) -> list[SaeRow]:
     """One row per SAE, in the order of layers."""
     order = {layer: place for place, layer in enumerate(data.layers)}
-    saes = sorted(data.saes, key=lambda sae: (order.get(sae.layer, len(order)), sae.quantity, not sae.selected))
+    saes = sorted(data.saes, key=lambda sae: (order.get(sae.layer, len(order)), _place(sae), not sae.selected))
     return [_row(sae) for sae in saes]
 
 
@@ -65,7 +65,9 @@ def training_charts(data: RunData) -> list[TrainingChart]:
 
 def _row(sae: SaeFacts) -> SaeRow:
     report, seconds = sae.evaluate, (sae.metrics.get("training") or {}).get("seconds")
+    modes = sae.options.get("modes")
     cells = [
+        (modes, number(modes)),
         (report.get("ev"), number(report.get("ev"), 3)),
         (report.get("l0"), number(report.get("l0"), 2)),
         (report.get("dead_fraction"), percent(report.get("dead_fraction"))),
@@ -87,6 +89,10 @@ def _line(sae: SaeFacts) -> Line:
         shown = None if ev is None else max(ev, LOWEST_DRAWN)
         points.append(Point(entry["epoch"], shown, note=f"{name}, epoch {entry['epoch']}: EV {number(ev, 3)}"))
     return Line(name, _kind(sae), points, dashed=not sae.selected)
+
+
+def _place(sae: SaeFacts) -> tuple[int, str]:
+    return KINDS.index(_kind(sae)) if _kind(sae) in KINDS else len(KINDS), sae.quantity
 
 
 def _kind(sae: SaeFacts) -> str:

@@ -25,6 +25,10 @@ class Residual:
     median: float
     quartiles: tuple[float, float]
     percentile_90: float
+    absolute: float
+    """Median |Σ C − ΔT|, in units of the target."""
+    change: float
+    """Median |ΔT|, in units of the target."""
     images: int
 
 
@@ -132,5 +136,6 @@ def _residuals(samples: pa.Table, layers: Sequence[str]) -> list[Residual]:
         relative = relative[np.isfinite(relative)]
         if len(relative):
             low, median, high, most = (float(value) for value in np.percentile(relative, [25, 50, 75, 90]))
-            found.append(Residual(layer, median, (low, high), most, len(relative)))
+            absolute, typical = (float(np.median(values[known])) for values in (residual, change))
+            found.append(Residual(layer, median, (low, high), most, absolute, typical, len(relative)))
     return found

@@ -113,10 +113,10 @@ class BundleTraining:
 
     def _evaluate(self) -> None:
         losses = self._lockstep.pop_losses()
-        for job, loss in zip(self._jobs, losses, strict=True):
-            if not math.isfinite(loss):
+        for job, sae, loss in zip(self._jobs, self._saes, losses, strict=True):
+            if not (math.isfinite(loss) and all(weights.isfinite().all() for weights in sae.parameters())):
                 raise TrainingError(
-                    f"the training loss of {job.label} became {loss} by epoch {self._epoch}: "
+                    f"{job.label} diverged by epoch {self._epoch} (loss {loss:g}): "
                     f"lower its learning_rate ({self._settings.learning_rate:g})"
                 )
         found = self._evaluations("select")

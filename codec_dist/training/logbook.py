@@ -26,8 +26,12 @@ class Logbook:
         """Count epochs of SAEs as done."""
         self._done += sae_epochs
         if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
-            self._written = time.monotonic()
-            write_json_atomically(self._path, {"done": self._done})
+            self.show_progress()
+
+    def show_progress(self) -> None:
+        """Let the driver know of all epochs counted so far, which ``advance`` does about once a second."""
+        self._written = time.monotonic()
+        write_json_atomically(self._path, {"done": self._done})
 
     def evaluation(self, job: SaeJob, epoch: int, numbers: Mapping[str, float], evaluation: Evaluation) -> None:
         """Log the numbers and histograms of one SAE."""

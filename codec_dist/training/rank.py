@@ -48,6 +48,8 @@ def train_on_rank(task: TrainingTask, ranks: Ranks, after_bundle: Callable[[], N
             _make_room(rows, bundle, budget)
             training = BundleTraining(task, bundle, [rows[job.key] for job in bundle.jobs], parts, ranks, logbook)
             training.run(logbook.advance if logbook else _ignore)
+            if logbook:
+                logbook.show_progress()
             after_bundle()
 
 

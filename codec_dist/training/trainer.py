@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+import torch.distributed as dist
 
 from codec_dist.cluster_runtime import worker_environment
 from codec_dist.config import ClusterSection, SaeGroup, SaeSection, TrackingSection
@@ -121,6 +119,10 @@ def _check_options(jobs: Sequence[SaeJob]) -> None:
 
 
 def _train(task: TrainingTask, cluster: ClusterSection) -> None:
+    # Here and below, not at the top: importing Ray Train takes seconds, which every command would pay.
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
     shutil.rmtree(task.scratch, ignore_errors=True)
     task.scratch.mkdir(parents=True)
     ranks, with_gpus = _count_ranks(cluster)
@@ -140,24 +142,33 @@ def _train(task: TrainingTask, cluster: ClusterSection) -> None:
     try:
         with _progress(task):
             trainer.fit()
-    except ray.train.TrainingFailedError as error:
+    except TrainingFailedError as error:
         raise _explain(task, ranks, error) from error
+    else:
+        if (message := _failure(task)) is not None:
+            raise TrainingError(message)
     finally:
         shutil.rmtree(task.scratch, ignore_errors=True)
 
 
 def _rank_main(config: dict[str, Any]) -> None:
+    from ray.train import report
+    from ray.train.torch import get_device
+
     task: TrainingTask = config["task"]
-    failure = task.scratch / FAILURE_FILE
-    if failure.exists():
-        # The user's to mend, so another attempt would only fail again.
-        raise TrainingError(read_json(failure)["message"])
+    if _failure(task) is not None:
+        return
     torch.set_num_threads(task.threads)
     try:
-        train_on_rank(task, Ranks(get_device()), after_bundle=lambda: ray.train.report({}))
+        train_on_rank(task, Ranks(get_device()), after_bundle=lambda: report({}))
+        return
     except CodecError as error:
-        write_json_atomically(failure, {"message": str(error)})
-        raise
+        message = str(error)
+    # The user's to mend: no error for Ray, which would start all ranks again only to fail again. Ranks that
+    # did not meet the fault are freed from waiting for this one.
+    write_json_atomically(task.scratch / FAILURE_FILE, {"message": message})
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _count_ranks(cluster: ClusterSection) -> tuple[int, bool]:
@@ -183,8 +194,9 @@ def _progress(task: TrainingTask) -> Iterator[None]:
     with Progress("train", total, "SAE epochs") as progress:
 
         def watch() -> None:
-            shown = 0
-            while not over.wait(SECONDS_BETWEEN_LOOKS):
+            shown, last_look = 0, False
+            while not last_look:
+                last_look = over.wait(SECONDS_BETWEEN_LOOKS)
                 done = read_progress(task.scratch)
                 if done > shown:
                     progress.advance(done - shown)
@@ -199,10 +211,15 @@ def _progress(task: TrainingTask) -> Iterator[None]:
             thread.join()
 
 
+def _failure(task: TrainingTask) -> str | None:
+    """What a rank met that is the user's to mend, if any did."""
+    path = task.scratch / FAILURE_FILE
+    return str(read_json(path)["message"]) if path.exists() else None
+
+
 def _explain(task: TrainingTask, ranks: int, error: Exception) -> TrainingError:
-    failure = task.scratch / FAILURE_FILE
-    if failure.exists():
-        return TrainingError(read_json(failure)["message"])
+    if (message := _failure(task)) is not None:
+        return TrainingError(message)
     causes = [str(cause) for cause in getattr(error, "worker_failures", {}).values()] or [str(error)]
     last_line = [line for line in causes[0].splitlines() if line.strip()][-1].strip()
     return TrainingError(f"training on {ranks} ranks failed: {last_line}; what was reached is kept, start it again")

@@ -154,6 +154,7 @@ def test_interrupted_session_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not list(temporary.iterdir())
 
 
+@pytest.mark.ray
 def test_threads_other_than_the_main_one_may_open_sessions(ray_cluster: Session) -> None:
     opened: list[str] = []
 
