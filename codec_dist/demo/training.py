@@ -16,7 +16,7 @@ BATCH_SIZE = 64
 PEAK_LEARNING_RATE = 4e-3
 WEIGHT_DECAY = 1e-2
 # A fixed number, so that the weights do not depend on the machine's cores.
-THREADS = 2
+THREADS = 1
 
 
 def train_classifier(

@@ -64,6 +64,17 @@ def statistics_figures(data: RunData) -> list[Figure]:
         ),
         _figure(
             data,
+            "Effective dimensionality",
+            "Participation ratio of the class means: how many components would share their variance evenly. "
+            "Unlike a count, it weighs every component.",
+            [
+                _single(data, data.statistics, kind, "participation_ratio", PLURAL[kind], quantity=kind)
+                for kind in KINDS
+            ],
+            Axis("participation ratio", cover=(0,)),
+        ),
+        _figure(
+            data,
             "Excitation and inhibition",
             "E/I correlation: across channels, how far inhibition (negative parts) goes with excitation "
             "(positive parts) in the same image. Line: median; band: quartiles.",
@@ -106,12 +117,25 @@ def mode_figures(data: RunData) -> list[Figure]:
     return figures + ([specific] if specific else [])
 
 
-def selectivity_figure(data: RunData) -> Figure | None:
-    """Relative AUC of ablation by layer and ranking."""
-    areas = [row for row in data.areas if row["kind"] == "ablate"]
-    rankings = list(dict.fromkeys(row["ranking"] for row in data.areas))
-    if not areas:
-        return None
+def selectivity_figures(data: RunData) -> list[Figure]:
+    """Relative AUC by layer and ranking, of ablation and of preservation."""
+    better = {"ablate": "lower is more selective", "preserve": "higher is more selective"}
+    captions = {
+        "ablate": "Relative AUC of ablation. Below 0, the target class suffers more than the others.",
+        "preserve": "Relative AUC of preservation. Above 0, the target class is kept better than the others.",
+    }
+    titles = {"ablate": "Selectivity of ablation", "preserve": "Selectivity of preservation"}
+    figures = []
+    for kind, title in titles.items():
+        areas = [row for row in data.areas if row["kind"] == kind]
+        if areas:
+            axis = Axis(f"relative AUC ({better[kind]})", cover=(0,))
+            figures.append(_selectivity(data, areas, title, captions[kind], axis))
+    return figures
+
+
+def _selectivity(data: RunData, areas: Sequence[Row], title: str, caption: str, axis: Axis) -> Figure:
+    rankings = list(dict.fromkeys(row["ranking"] for row in areas))
     dots, rows = [], []
     for layer in data.layers:
         value = {row["ranking"]: row["relative_auc"] for row in areas if row["layer"] == layer}
@@ -122,18 +146,9 @@ def selectivity_figure(data: RunData) -> Figure | None:
             for name in rankings
         ]
         dots.append((layer, marks))
-        preserved = {row["ranking"]: row["relative_auc"] for row in data.areas
-                     if row["layer"] == layer and row["kind"] == "preserve"}  # fmt: skip
-        cells = [number(kind.get(name), 3) for kind in (value, preserved) for name in rankings]
-        rows.append([layer, *cells])
-    axis = Axis("relative AUC of ablation (further left: more selective)", cover=(0,))
-    chart = dot_chart(dots, axis, label="Relative ablation AUC by layer and ranking of channels")
-    columns = ["layer", *(f"{kind} · {ranking_name(name)}" for kind in ("ablate", "preserve") for name in rankings)]
-    caption = (
-        "(AUC of the target class − AUC of other classes) / AUC of other classes, over the fraction of channels "
-        "ablated. Below 0, the target class suffers more than the others."
-    )
-    return Figure("Selectivity", caption, chart, Table(columns, rows))
+        rows.append([layer, *(number(value.get(name), 3) for name in rankings)])
+    chart = dot_chart(dots, axis, label=f"{title} by layer and ranking of channels")
+    return Figure(title, caption, chart, Table(["layer", *map(ranking_name, rankings)], rows))
 
 
 def residual_figure(data: RunData) -> Figure | None:

@@ -73,7 +73,7 @@ class Scale:
     """A linear map from values to positions."""
 
     def __init__(self, low: float, high: float, start: float, end: float) -> None:
-        self.low, self.high = low, high if high > low else low + 1
+        self.low, self.high = low, (high if high > low else low + 1)
         self._start, self._end = start, end
 
     def __call__(self, value: float) -> float:
@@ -82,7 +82,7 @@ class Scale:
 
 def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers that span [low, high]: multiples of 1, 2 or 5 times a power of ten."""
-    if high <= low:
+    if high - low <= 1e-6 * max(1, abs(low), abs(high)):
         high = low + 1
     raw = (high - low) / max(about, 1)
     power = 10 ** math.floor(math.log10(raw))
