@@ -14,7 +14,7 @@ def number(value: Any, digits: int = 2) -> str:
         return "–"
     if isinstance(value, int):
         return f"{value:,}".replace("-", "−")
-    small = value != 0 and abs(value) < 0.5 * 10**-digits
+    small = 1e-9 < abs(value) < 0.5 * 10**-digits
     text = f"{value:.1e}" if small else f"{value:,.{digits}f}"
     return text.replace("-", "−") if float(text.replace(",", "")) != 0 else text.lstrip("-")
 

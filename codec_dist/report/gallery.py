@@ -60,6 +60,11 @@ class ModeGroup:
     """Classes with their best mode's row of classes.parquet, most correlated first."""
     classes_left_out: int
 
+    @property
+    def has_pictures(self) -> bool:
+        """Whether any of its modes was drawn."""
+        return any(card.pictures for card in self.cards)
+
 
 @dataclass(frozen=True)
 class LayerGallery:

@@ -90,7 +90,10 @@ def _ceiling(data: RunData) -> str:
 
 def _grow_with_depth(data: RunData) -> Law:
     title = "Sparsity and dimensionality of contributions grow with depth"
-    series = {"Hoyer sparsity": _statistic(data, "hoyer_median")[0], "components": _statistic(data, "components_95")[0]}
+    series = {
+        "Hoyer sparsity": _statistic(data, "hoyer_median")[0],
+        "the number of components": _statistic(data, "components_95")[0],
+    }
     found = {name: rank_correlation(values) for name, values in series.items()}
     known = {name: value for name, value in found.items() if value is not None}
     if not known:
@@ -111,13 +114,17 @@ def _signs_decouple(data: RunData) -> Law:
     if rank_correlation(values) is None:
         return Law(title, UNKNOWN, _unknown_depth(data))
     first, last = _ends(values)
-    falls = first - last >= LEAST_FALL
-    verdict = FAILS
-    if falls:
-        verdict = HOLDS if first >= NEAR_ONE and abs(last) <= NEAR_ZERO else PARTLY
+    tried = {
+        "does not fall much": first - last >= LEAST_FALL,
+        "does not begin near 1": first >= NEAR_ONE,
+        "does not end near 0": abs(last) <= NEAR_ZERO,
+    }
+    falls, faults = tried["does not fall much"], [fault for fault, passed in tried.items() if not passed]
+    verdict = FAILS if not falls else PARTLY if faults else HOLDS
+    remark = f" It {' and '.join(faults)}." if faults else ""
     sentence = (
         f"The median correlation of inhibition with excitation across channels goes from {_signed(first)} at the first "
-        f"layer to {_signed(last)} at the last."
+        f"layer to {_signed(last)} at the last.{remark}"
     )
     return Law(title, verdict, sentence)
 

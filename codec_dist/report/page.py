@@ -21,7 +21,7 @@ from codec_dist.report.depth import (
     completeness_advice,
     mode_figures,
     residual_figure,
-    selectivity_figure,
+    selectivity_figures,
     statistics_figures,
 )
 from codec_dist.report.findings import find
@@ -33,6 +33,7 @@ from codec_dist.report.saes import METRICS, sae_rows, training_charts
 from codec_dist.utils import write_bytes_atomically
 
 SHOWN_DROPPED = 50
+FLOW = ("prepare", "extract", "train", "summarize", "intervene", "visualize")
 
 
 def build_report(run_directory: Path, config: Config) -> Path:
@@ -65,13 +66,16 @@ def build_report(run_directory: Path, config: Config) -> Path:
         "training": training_charts(data),
         "mode_figures": mode_figures(data),
         "galleries": galleries(data, config.report.modes),
-        "selectivity": selectivity_figure(data),
+        "selectivity": selectivity_figures(data),
         "curves": layer_curves(data),
         "completeness": residual_figure(data),
         "advice": completeness_advice(data),
         "reference": reference(),
         "settings": yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         "identity": list(_flat(data.store.identity)) if data.store else [],
+        "stages": sorted(
+            (stage for stage in data.stages if stage.get("stage") in FLOW), key=lambda stage: FLOW.index(stage["stage"])
+        ),
         "shown_dropped": SHOWN_DROPPED,
         "config_path": shlex.quote(str(run_directory / "config.yaml")),
         "run_path": shlex.quote(str(run_directory)),

@@ -35,7 +35,7 @@ class TrainingChart:
     chart: Markup
 
 
-METRICS = ("modes", "EV", "L0", "dead", "cosine", "Hoyer of dictionary", "training time")
+METRICS = ("modes", "EV", "L0", "dead", "cosine", "Hoyer of modes", "training")
 
 
 def sae_rows(data: RunData) -> list[SaeRow]:
