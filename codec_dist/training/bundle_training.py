@@ -77,7 +77,15 @@ class BundleTraining:
         self._finish()
 
     def _resume_state(self, job: SaeJob) -> ResumeState | None:
-        return load_resume_state(self._task.folder(job)) if self._epoch else None
+        if not self._epoch:
+            return None
+        state = load_resume_state(self._task.folder(job))
+        if state is None or state.epoch != self._epoch:
+            raise TrainingError(
+                f"rank {self._ranks.rank} does not find the resume state of {job.label} after epoch {self._epoch} in "
+                f"{self._task.folder(job)}: put run.directory where all nodes see it"
+            )
+        return state
 
     def _start(self, job: SaeJob, rows: LayerRows, state: ResumeState | None) -> SparseAutoencoder:
         sae = build(job.architecture, job.options, job.channels, seed=job.derived_seed("weights"))

@@ -15,7 +15,7 @@ from codec_dist.training.memory import bytes_for_rows
 from codec_dist.training.parts import read_parts
 from codec_dist.training.plan import is_finished
 from codec_dist.training.ranks import Ranks
-from codec_dist.training.resume import load_resume_state
+from codec_dist.training.resume import epochs_done
 from codec_dist.training.rows import LayerRows
 from codec_dist.training.task import TrainingTask
 
@@ -33,8 +33,7 @@ def train_on_rank(task: TrainingTask, ranks: Ranks, after_bundle: Callable[[], N
     dtype = getattr(torch, task.dtype)
     # Rank 0 decides, because files may change between two looks at them.
     unfinished = ranks.from_first([job for job in task.jobs if not is_finished(task.folder(job))])
-    states = ranks.from_first([load_resume_state(task.folder(job)) for job in unfinished])
-    first_epochs = [state.epoch if state else 0 for state in states]
+    first_epochs = ranks.from_first([epochs_done(task.folder(job)) for job in unfinished])
     rows = {
         job.key: LayerRows(store, job.layer, job.quantity, parts, ranks, dtype=dtype, window_bytes=task.window_bytes)
         for job in unfinished

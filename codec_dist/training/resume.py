@@ -59,6 +59,12 @@ def load_resume_state(folder: Path) -> ResumeState | None:
         return None
 
 
+def epochs_done(folder: Path) -> int:
+    """Epochs after which a training in ``folder`` goes on; 0 without a usable state."""
+    state = load_resume_state(folder)
+    return state.epoch if state else 0
+
+
 def clear_resume_state(folder: Path) -> None:
     """Remove the state of an SAE that is finished."""
     (folder / FILE).unlink(missing_ok=True)

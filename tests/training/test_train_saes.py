@@ -1,0 +1,161 @@
+"""All of it under Ray Train, and faults that a user can mend."""
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from codec_dist.config import Choice, ClusterSection, SaeGroup, SaeSection, TrackingSection, TrainingSettings
+from codec_dist.sae import SaeError, SparseAutoencoder
+from codec_dist.training import TrainedSae, TrainingError, train_saes
+
+Groups = Callable[..., tuple[SaeGroup, ...]]
+
+
+def train(run: Path, groups: tuple[SaeGroup, ...], **changes: object) -> list[TrainedSae]:
+    cluster = ClusterSection(**changes)
+    sae = SaeSection(groups=groups, evaluations=2, checkpoints=2)
+    disabled = TrackingSection(mode="disabled")
+    return train_saes(run / "store", run / "split.parquet", groups, sae, run, 7, cluster, disabled, name="test")
+
+
+@pytest.mark.ray
+def test_trains_all_saes_with_two_ranks_and_leaves_the_documented_files(
+    make_run: Callable[..., Path], make_groups: Groups, ray_cluster: object, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, groups = make_run(), make_groups(epochs=10)
+    trained = train(run, groups)
+    assert [(one.layer, one.architecture) for one in trained] == [
+        ("blocks.0", "topk"),
+        ("blocks.1", "topk"),
+        ("blocks.1", "stsae"),
+    ]
+    assert "train: 30 of 30 SAE epochs" in capfd.readouterr().err
+    for one in trained:
+        metrics = json.loads((one.folder / "metrics.json").read_text())
+        assert metrics["select"]["ev"] == one.ev_select
+        assert metrics["evaluate"]["samples"] == 20
+        assert metrics["select"]["modes_class_correlated"] <= metrics["select"]["modes_alive"]
+        assert len((one.folder / "history.jsonl").read_text().splitlines()) == 2
+        assert SparseAutoencoder.load(one.folder).channels == {"blocks.0": 8, "blocks.1": 12}[one.layer]
+        assert not one.resumed
+    assert trained[0].ev_evaluate > 0.3
+    _check_selection(run, trained)
+    _check_metrics_file(run)
+    assert not (run / "sae/.train").exists()
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("sae/**/*.safetensors")}
+    again = train(run, groups)
+    assert all(one.resumed for one in again)
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("sae/**/*.safetensors")}
+
+
+def _check_selection(run: Path, trained: list[TrainedSae]) -> None:
+    selected = json.loads((run / "sae/selected.json").read_text())
+    assert set(selected) == {"blocks.0", "blocks.1"}
+    best = max(trained[1:], key=lambda one: one.ev_select)
+    assert run / "sae" / selected["blocks.1"]["contribution-positive"] == best.folder
+    assert [one.selected for one in trained] == [True, best is trained[1], best is trained[2]]
+
+
+def _check_metrics_file(run: Path) -> None:
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    logged = [entry["metrics"] for entry in entries if "metrics" in entry]
+    assert sum("blocks.0/contribution-positive/topk/ev" in metrics for metrics in logged) == 2
+    assert all(math.isfinite(value) for metrics in logged for value in metrics.values())
+    histograms = {entry["histogram"]["name"] for entry in entries if "histogram" in entry}
+    assert "blocks.1/contribution-positive/topk/top_correlation" in histograms
+    tables = [entry["table"] for entry in entries if "table" in entry]
+    assert {"layer", "mode", "class", "correlation"} <= set(tables[0]["columns"])
+    assert tables[0]["rows"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_fault_inside_the_ranks_is_one_clear_line(
+    make_run: Callable[..., Path], make_groups: Groups, ray_cluster: object
+) -> None:
+    run = make_run(layers={"blocks.1": 12})
+    wild = make_groups()[0].model_copy(update={"training": TrainingSettings(epochs=2, learning_rate=1e38)})
+    with pytest.raises(TrainingError, match="lower its learning_rate"):
+        train(run, (wild,))
+    assert not (run / "sae/.train").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_rank_that_dies_is_replaced_and_the_weights_are_the_same(
+    make_run: Callable[..., Path], make_groups: Groups, ray_cluster: object
+) -> None:
+    groups = make_groups(epochs=600)
+    undisturbed, disturbed = make_run(name="undisturbed"), make_run(name="disturbed")
+    killed: list[int] = []
+
+    def kill_a_rank() -> None:
+        while not any(disturbed.glob("sae/*/*/*/resume.pt")):
+            time.sleep(0.01)
+        killed.append(_pids_of_ranks()[-1])
+        os.kill(killed[0], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill_a_rank, daemon=True)
+    thread.start()
+    trained = train(disturbed, groups)
+    expected = train(undisturbed, groups)
+    assert len(killed) == 1
+    for one, other in zip(trained, expected, strict=True):
+        found, wanted = (load_file(sae.folder / "model.safetensors") for sae in (one, other))
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def _pids_of_ranks() -> list[int]:
+    titles = {path.parent.name: path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
+    return [int(pid) for pid, title in titles.items() if title.startswith(b"ray::") and b"TrainWorker" in title]
+
+
+@pytest.mark.ray
+def test_more_ranks_than_the_cluster_holds_are_refused(
+    make_run: Callable[..., Path], make_groups: Groups, ray_cluster: object
+) -> None:
+    with pytest.raises(TrainingError, match=r"99 ranks .* do not fit in a cluster with 4 CPUs"):
+        train(make_run(), make_groups(), training_workers=99)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"layers": ("block.0",)}, TrainingError, r"sae.groups.layers: .*'block\.0'; did you mean blocks\.0"),
+        ({"layers": ("head*",)}, TrainingError, r"'head\*'; known: blocks.0, blocks.1"),
+        ({"quantities": ("gradient-*",)}, TrainingError, "sae.groups.quantities: .*'gradient-"),
+        ({"architecture": Choice(name="topk", options={"k": 99})}, SaeError, "between 1 and the number of modes"),
+        ({"architecture": Choice(name="tpk")}, SaeError, "did you mean topk"),
+    ],
+)
+def test_what_does_not_exist_is_named(
+    make_run: Callable[..., Path], change: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        train(make_run(), (SaeGroup(**change),))
+
+
+def test_a_missing_or_foreign_split_is_named(make_run: Callable[..., Path], make_groups: Groups) -> None:
+    run = make_run()
+    split = pq.read_table(run / "split.parquet")
+    pq.write_table(split.slice(3), run / "split.parquet")
+    with pytest.raises(TrainingError, match="lists 100 of the store's 103 samples"):
+        train(run, make_groups())
+    only_fit = split.set_column(2, "part", pa.array(["fit"] * len(split)))
+    pq.write_table(only_fit, run / "split.parquet")
+    with pytest.raises(TrainingError, match=r"the part 'select' .* none of the store's 103 samples"):
+        train(run, make_groups())
+    (run / "split.parquet").unlink()
+    with pytest.raises(TrainingError, match="cannot read the split"):
+        train(run, make_groups())
