@@ -103,12 +103,13 @@ def _parts(path: Path, samples: pa.Table) -> np.ndarray:
         split = pq.read_table(path, columns=["shard", "key", "part"], partitioning=None)
     except (OSError, pa.ArrowException) as error:
         raise ReportError(f"cannot read {path} ({error}): remove it and run the stages again") from error
-    part_of = dict(zip(_identities(split), split["part"].to_pylist(), strict=True))
-    return np.array([part_of.get(sample, "") for sample in _identities(samples)], dtype=object)
-
-
-def _identities(table: pa.Table) -> list[tuple[str, str]]:
-    return list(zip(table["shard"].to_pylist(), table["key"].to_pylist(), strict=True))
+    split = split.cast(pa.schema([(name, pa.string()) for name in ("shard", "key", "part")]))
+    rows = samples.select(["shard", "key"]).append_column("row", pa.array(np.arange(len(samples))))
+    joined = rows.join(split, keys=["shard", "key"], join_type="left outer").sort_by("row")
+    if len(joined) != len(samples):
+        raise ReportError(f"{path} lists samples more than once: remove it and run the stages again")
+    parts: np.ndarray = joined["part"].fill_null("").to_numpy(zero_copy_only=False)
+    return parts
 
 
 def _accuracy(samples: pa.Table, parts: np.ndarray) -> float | None:
