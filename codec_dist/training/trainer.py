@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from codec_dist.cluster_runtime import worker_environment
 from codec_dist.config import ClusterSection, SaeGroup, SaeSection, TrackingSection
-from codec_dist.sae import ARCHITECTURES
+from codec_dist.sae import build
 from codec_dist.store import ContributionStore
 from codec_dist.training.errors import TrainingError
 from codec_dist.training.logbook import read_progress
@@ -23,7 +23,7 @@ from codec_dist.training.plan import SaeJob, is_finished, plan_jobs
 from codec_dist.training.rank import train_on_rank
 from codec_dist.training.ranks import Ranks
 from codec_dist.training.task import TrainingTask
-from codec_dist.utils import CodecError, Progress, read_json, write_json_atomically
+from codec_dist.utils import CodecError, Progress, hash_json, read_json, write_json_atomically
 
 FAILURE_FILE = "failure.json"
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -112,10 +112,10 @@ def train_saes(
 
 
 def _check_options(jobs: Sequence[SaeJob]) -> None:
-    """Build every SAE once (without weights), so that a wrong option is known before workers start."""
-    for job in jobs:
-        with torch.device("meta"):
-            ARCHITECTURES.build(job.architecture, job.options, channels=job.channels)
+    """Build every kind of SAE once, so that a wrong option is known before workers start."""
+    kinds = {(job.architecture, hash_json(job.options), job.channels): job for job in jobs}
+    for job in kinds.values():
+        build(job.architecture, job.options, job.channels)
 
 
 def _train(task: TrainingTask, cluster: ClusterSection) -> None:
