@@ -1,5 +1,6 @@
 """A Ray session: on this machine, closed to the outside, or on a cluster that is running already."""
 
+import functools
 import logging
 import os
 import secrets
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import ray
 
@@ -82,7 +84,7 @@ def _joined(address: str) -> Iterator[Session]:
 def _started(num_cpus: int | None, dashboard: bool) -> Iterator[Session]:
     folder = _temporary_folder()
     try:
-        with _environment(_local_environment()), _loopback_only(), _signal_handler_kept():
+        with _environment(_local_environment()), _confined(), _signal_handler_kept():
             try:
                 yield _session(_start(num_cpus, dashboard, folder))
             finally:
@@ -191,21 +193,33 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _loopback_only() -> Iterator[None]:
-    """Let Ray take 127.0.0.1 for this machine's address, to which its servers then bind.
+def _confined() -> Iterator[None]:
+    """Let what ``ray.init`` starts bind to 127.0.0.1, and to ports that no other Ray of this machine has.
 
-    That is what Ray does on macOS and Windows, governed by RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER; the
-    constant is read from the environment when Ray is imported, which is too early to ask for it here.
+    The first is what Ray does on macOS and Windows, governed by RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER, which it
+    reads when it is imported: too early to be asked here. The second is an option of ``ray start``
+    (--dashboard-agent-listen-port, 0 for any) that ``ray.init`` lacks; with a fixed port a second Ray on the
+    machine takes no jobs.
     """
-    from ray._private import ray_constants
+    from ray._private import parameter, ray_constants
 
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    with _environment({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}):
-        ray_constants.ENABLE_RAY_CLUSTER = False
-        try:
-            yield
-        finally:
-            ray_constants.ENABLE_RAY_CLUSTER = before
+    any_port = functools.partial(parameter.RayParams, dashboard_agent_listen_port=0)
+    with (
+        _environment({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}),
+        _replaced(ray_constants, "ENABLE_RAY_CLUSTER", False),
+        _replaced(parameter, "RayParams", any_port),
+    ):
+        yield
+
+
+@contextmanager
+def _replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
 
 
 @contextmanager

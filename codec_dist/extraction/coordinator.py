@@ -89,8 +89,8 @@ class Coordinator:
             while self._queue or any(actor.in_flight for actor in self._actors):
                 self._start_actors()
                 self._hand_out()
-                self._collect()
                 self._end_overdue()
+                self._collect()
             return self._failed
         finally:
             for actor in self._actors:

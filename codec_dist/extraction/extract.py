@@ -3,12 +3,13 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from codec_dist.cluster_runtime import ray_session
 from codec_dist.config import Config
 from codec_dist.extraction.coordinator import Coordinator, FailedShard
 from codec_dist.extraction.errors import ExtractionError
-from codec_dist.extraction.plan import check_free_space, make_plan
+from codec_dist.extraction.plan import Plan, check_free_space, make_plan
 from codec_dist.extraction.worker import Receipt
 from codec_dist.shards import ShardInfo
 from codec_dist.store import Ledger, Marker, finish_store
@@ -59,6 +60,7 @@ def extract(config: Config, tracker: Tracker | None = None) -> ExtractionSummary
     before = Ledger(plan.store).done()
     pending = [number for number in range(len(shards)) if number not in before]
     account = _Account(config, shards, before, tracker)
+    account.check_bad()
     failed: list[FailedShard] = []
     if pending:
         check_free_space(plan, len(pending))
@@ -67,7 +69,6 @@ def extract(config: Config, tracker: Tracker | None = None) -> ExtractionSummary
             ray_session(config.cluster),
         ):
             account.progress = progress
-            account.check_bad()
             failed = Coordinator(plan, shards, account.enter).run(pending)
     if not failed and (pending or not (plan.store / "samples.parquet").exists()):
         finish_store(plan.store)
@@ -76,7 +77,16 @@ def extract(config: Config, tracker: Tracker | None = None) -> ExtractionSummary
         tracker.summary({f"extract/{name}": value for name, value in vars(summary).items()})
     if failed:
         raise ExtractionError(_name_failures(failed, len(shards)))
+    if tracker is not None:
+        _link_artifacts(config, plan, tracker)
     return summary
+
+
+def _link_artifacts(config: Config, plan: Plan, tracker: Tracker) -> None:
+    shards, store = f"{config.run.name}-shards", f"{config.run.name}-store"
+    source = plan.location
+    tracker.artifact(shards, "shards", source if "://" in source else Path(source))
+    tracker.artifact(store, "store", plan.store, uses=[shards])
 
 
 class _Account:

@@ -1,0 +1,256 @@
+"""Extraction on Ray: the same store whatever the number of actors, crashes and resumes; every fault is named."""
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from codec_dist.attribution import Attributor, IntegratedGradients, TopK
+from codec_dist.cluster_runtime import Session
+from codec_dist.config import Config, save_config
+from codec_dist.extraction import ExtractionError, extract
+from codec_dist.models import load_model
+from codec_dist.shards import load_index, read_shard
+from codec_dist.store import ContributionStore, Ledger
+from codec_dist.tracking import Tracker, read_metrics
+
+MakeConfig = Callable[..., Config]
+pytestmark = pytest.mark.ray
+
+
+def _store(config: Config) -> ContributionStore:
+    return ContributionStore(Path(config.run.directory) / "store")
+
+
+def _digest(config: Config) -> str:
+    store = _store(config)
+    assert store.complete
+    return store.digest()
+
+
+def _worker_pids() -> set[int]:
+    """Processes of extraction actors: Ray names them after their class."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().startswith(b"ray::ShardWorker"):
+                found.add(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+class ActsAtShard(Tracker):
+    """A tracker that does something after some shard has ended."""
+
+    def __init__(self, config: Config, shard: int, act: Callable[[], None]) -> None:
+        super().__init__(Path(config.run.directory), config.tracking, stage="extract", group="test", config={})
+        self._shard, self._act = shard, act
+
+    def log(self, metrics: Mapping[str, float], *, step: int | None = None, axis: str = "step") -> None:
+        super().log(metrics, step=step, axis=axis)
+        if step == self._shard:
+            self._act()
+
+
+@pytest.fixture(scope="session")
+def reference(
+    make_config_in: MakeConfig, ray_cluster: Session, tmp_path_factory: pytest.TempPathFactory
+) -> ContributionStore:
+    """The store of an undisturbed run with one actor."""
+    config = make_config_in(tmp_path_factory.mktemp("reference"))
+    summary = extract(config)
+    assert (summary.shards_done, summary.shards_skipped, summary.samples) == (6, 0, 120)
+    return _store(config)
+
+
+def test_store_holds_what_the_engine_computes(reference: ContributionStore, make_config: MakeConfig) -> None:
+    config, store = make_config(), reference
+    loaded = load_model(config.model, seed=config.run.seed)
+    attributor = Attributor(
+        loaded.module, ["blocks.3", "blocks.5"], IntegratedGradients(steps=2), TopK(), activations=True
+    )
+    index = load_index(config.data.shards)
+    decoded = list(read_shard(index.location, index.shards[2]))
+    images = torch.stack([loaded.preprocessing(sample.image) for sample in decoded if sample.image is not None])
+    expected = attributor(images)
+    rows = store.samples.slice(40, 20)
+    assert rows["shard"].unique().to_pylist() == ["digits-000002.tar"]
+    assert rows["key"].to_pylist() == [sample.key for sample in decoded]
+    assert rows["label"].to_pylist() == [sample.label for sample in decoded]
+    assert rows["prediction"].to_pylist() == expected.prediction.tolist()
+    for layer, result in expected.items():
+        for quantity, values in result.quantities().items():
+            # Other batch sizes than the store's, so equal up to rounding.
+            found = store.read(layer, quantity, np.arange(40, 60))
+            np.testing.assert_allclose(found, values.numpy(), rtol=1e-4, atol=1e-6)
+        assert result.completeness is not None
+        np.testing.assert_allclose(rows[f"completeness.{layer}"], result.completeness.numpy(), atol=1e-6)
+
+
+def test_number_of_actors_does_not_change_the_digest(
+    ray_cluster: Session, make_config: MakeConfig, reference: ContributionStore
+) -> None:
+    config = make_config(cluster={"actors": 2}, data={"decode_threads": 2})
+    extract(config)
+    assert _digest(config) == reference.digest()
+
+
+def test_killed_actor_leaves_store_identical(
+    ray_cluster: Session, make_config: MakeConfig, reference: ContributionStore
+) -> None:
+    config = make_config(cluster={"actors": 1})
+    killed: set[int] = set()
+
+    def kill() -> None:
+        killed.update(_worker_pids())
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+
+    with ActsAtShard(config, 2, kill) as tracker:
+        summary = extract(config, tracker)
+    assert killed
+    assert summary.shards_done == 6
+    assert _digest(config) == reference.digest()
+
+
+def test_interrupted_run_resumes_and_leaves_finished_shards_alone(
+    ray_cluster: Session, make_config: MakeConfig, reference: ContributionStore
+) -> None:
+    config = make_config()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), ActsAtShard(config, 3, interrupt) as tracker:
+        extract(config, tracker)
+    ledger = _store(config).path / "ledger"
+    before = {path.name: path.stat().st_mtime_ns for path in ledger.glob("[0-9]*.json")}
+    assert 3 <= len(before) < 6
+    summary = extract(config)
+    assert (summary.shards_done, summary.shards_skipped) == (6 - len(before), len(before))
+    assert _digest(config) == reference.digest()
+    # Finished shards were left alone, and a finished store is left alone altogether.
+    after = {path.name: path.stat().st_mtime_ns for path in ledger.glob("[0-9]*.json")}
+    assert before.items() <= after.items()
+    nothing = extract(config)
+    assert (nothing.shards_done, nothing.shards_skipped, nothing.images_per_second) == (0, 6, 0.0)
+    assert after == {path.name: path.stat().st_mtime_ns for path in ledger.glob("[0-9]*.json")}
+
+
+@pytest.mark.slow
+def test_corrupt_shard_is_tried_reported_and_skipped(
+    ray_cluster: Session, make_config: MakeConfig, packed: Path, tmp_path: Path
+) -> None:
+    shards = shutil.copytree(packed, tmp_path / "shards")
+    tar = shards / "digits-000001.tar"
+    whole = tar.read_bytes()
+    # A header in the middle, at the same length: only reading the tar can tell.
+    middle = len(whole) // 2 // 512 * 512
+    tar.write_bytes(whole[:middle] + b"\xff" * 4096 + whole[middle + 4096 :])
+    config = make_config(data={"shards": str(shards)}, cluster={"actors": 2, "attempts": 2})
+    with pytest.raises(ExtractionError, match=r"1 of 6 shards could not be done: digits-000001\.tar: ") as failure:
+        extract(config)
+    assert "\n" not in str(failure.value)
+    assert set(Ledger(_store(config).path).done()) == {0, 2, 3, 4, 5}
+    tar.write_bytes(whole)
+    summary = extract(config)
+    assert (summary.shards_done, summary.shards_skipped) == (1, 5)
+
+
+def _shards_with_bad_samples(folder: Path) -> Path:
+    """Two tars of ten images; in the second one is torn and one is no image."""
+    folder.mkdir()
+    for shard in range(2):
+        with tarfile.open(folder / f"some-{shard:06d}.tar", "w") as tar:
+            for number in range(10):
+                buffer = io.BytesIO()
+                Image.new("L", (8, 8), 20 * number).save(buffer, "PNG")
+                content = buffer.getvalue()
+                if shard == 1 and number == 4:
+                    content = content[:30]
+                if shard == 1 and number == 7:
+                    content = b"not an image"
+                for extension, data in (("png", content), ("cls", str(number).encode())):
+                    member = tarfile.TarInfo(f"sample-{shard}-{number}.{extension}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    return folder
+
+
+def test_bad_samples_are_dropped_named_and_limited(
+    ray_cluster: Session, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    shards = str(_shards_with_bad_samples(tmp_path / "shards"))
+    config = make_config(data={"shards": shards, "limit": 19, "max_bad_fraction": 0.11})
+    with Tracker(Path(config.run.directory), config.tracking, stage="extract", group="test", config={}) as tracker:
+        summary = extract(config, tracker)
+    assert (summary.samples, summary.dropped) == (17, 2)
+    marker = Ledger(_store(config).path).done()[1]
+    assert [key for key, _ in marker.dropped] == ["sample-1-4", "sample-1-7"]
+    assert all("cannot be decoded" in reason for _, reason in marker.dropped)
+    keys = _store(config).samples["key"].to_pylist()
+    assert len(keys) == 17
+    assert not {"sample-1-4", "sample-1-7", "sample-1-9"} & set(keys)
+    logged = [entry for entry in read_metrics(Path(config.run.directory) / "metrics.jsonl") if "summary" in entry]
+    assert logged[-1]["summary"]["extract/dropped"] == 2
+
+    strict = make_config(data={"shards": shards, "limit": 19, "max_bad_fraction": 0.1})
+    message = r"2 of 19 samples cannot be used, more than data\.max_bad_fraction \(0\.1\) .*sample-1-4 in some-000001"
+    with pytest.raises(ExtractionError, match=message):
+        extract(strict)
+
+
+@pytest.mark.slow
+def test_shard_that_hangs_is_timed_out_and_named(ray_cluster: Session, make_config: MakeConfig) -> None:
+    # No shard can be done in a microsecond, so every one is taken away from its actor.
+    config = make_config(data={"limit": 20}, cluster={"actors": 1, "attempts": 1, "shard_timeout_seconds": 1e-6})
+    with pytest.raises(ExtractionError, match=r"digits-000000\.tar: it took longer than .*shard_timeout_seconds"):
+        extract(config)
+
+
+# Extracts until the second shard has ended, says so, and then waits for ever.
+DRIVER = """
+import sys
+from codec_dist.config import load_config
+from codec_dist.extraction import extract
+from codec_dist.tracking import Tracker
+
+class Waits(Tracker):
+    def log(self, metrics, *, step=None, axis="step"):
+        if step == 2:
+            print("two shards", flush=True)
+            sys.stdin.read()
+
+config = load_config(sys.argv[1])
+with Waits(config.run.directory, config.tracking, stage="extract", group="test", config={}) as tracker:
+    extract(config, tracker)
+"""
+
+
+@pytest.mark.slow
+def test_killed_driver_resumes_to_the_same_digest(
+    ray_cluster: Session, make_config: MakeConfig, reference: ContributionStore, tmp_path: Path
+) -> None:
+    config = make_config(cluster={"actors": 1, "address": ray_cluster.address})
+    save_config(config, tmp_path / "config.yaml")
+    command = [sys.executable, "-c", DRIVER, str(tmp_path / "config.yaml")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "two shards\n"
+        driver.kill()
+    summary = extract(make_config())
+    # The actor may have ended the shards that it held while its driver was dying.
+    assert 2 <= summary.shards_skipped <= 4
+    assert summary.shards_done == 6 - summary.shards_skipped
+    assert _digest(config) == reference.digest()

@@ -1,0 +1,110 @@
+"""Bad input is refused in the driver, in one clear line, before any actor starts."""
+
+import io
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import ray
+
+from codec_dist.attribution import AttributionError
+from codec_dist.config import Config
+from codec_dist.extraction import ExtractionError, extract
+from codec_dist.extraction.plan import check_free_space, make_plan
+from codec_dist.models import ModelError
+from codec_dist.shards import ShardError
+from codec_dist.store import ContributionStore, StoreError
+from codec_dist.utils import CodecError
+
+MakeConfig = Callable[..., Config]
+
+
+@pytest.fixture(autouse=True)
+def no_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks Ray for an actor or a session here has gone too far."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("Ray was asked for something")
+
+    monkeypatch.setattr(ray, "remote", refuse)
+    monkeypatch.setattr(ray, "init", refuse)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sections", "message"),
+    [
+        (ShardError, {"data": {"shards": "/nowhere/shards"}}, "nowhere"),
+        (ModelError, {"model": {"weights": "/nowhere/weights.safetensors"}}, "nowhere"),
+        (ModelError, {"model": {"spec": "module:codec_dist.demo.classifier:digits_clasifier"}}, "has no function"),
+        (ModelError, {"attribution": {"layers": ["blocks.9"]}}, r"blocks\.9"),
+        (AttributionError, {"attribution": {"method": {"name": "integrated_gradient"}}}, "integrated_gradients"),
+        (AttributionError, {"attribution": {"target": {"name": "top_k", "options": {"k": 11}}}}, "10 outputs"),
+        (ExtractionError, {"data": {"image_fields": ["bmp"]}}, "none of the 120 samples .* expected one of bmp"),
+    ],
+)
+def test_bad_input_is_refused_before_any_actor(
+    make_config: MakeConfig, kind: type[CodecError], sections: dict, message: str
+) -> None:
+    with pytest.raises(kind, match=message) as refusal:
+        extract(make_config(**sections))
+    assert "\n" not in str(refusal.value)
+
+
+def test_truncated_shard_is_refused_with_its_name(make_config: MakeConfig, packed: Path, tmp_path: Path) -> None:
+    shards = shutil.copytree(packed, tmp_path / "shards")
+    tar = shards / "digits-000003.tar"
+    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
+    with pytest.raises(ShardError, match=r"digits-000003\.tar"):
+        extract(make_config(data={"shards": str(shards)}))
+
+
+def test_store_of_another_config_is_refused_with_the_difference(make_config: MakeConfig) -> None:
+    make_plan(make_config())
+    method = {"name": "integrated_gradients", "options": {"steps": 20}}
+    with pytest.raises(StoreError, match=r"attribution\.method\.options\.steps: 2 in the store, 20 asked"):
+        extract(make_config(attribution={"method": method}))
+    with pytest.raises(StoreError, match="threads_per_actor: 1 in the store, 2 asked"):
+        extract(make_config(cluster={"cpus_per_actor": 2}))
+
+
+def test_places_and_numbers_of_actors_do_not_make_another_store(
+    make_config: MakeConfig, packed: Path, tmp_path: Path
+) -> None:
+    method = {"name": "integrated_gradients", "options": {"steps": 2, "baseline": "zeros"}}
+    first, _ = make_plan(make_config())
+    moved = shutil.copytree(packed, tmp_path / "moved")
+    second, _ = make_plan(
+        make_config(
+            data={"shards": str(moved)},
+            attribution={
+                "layers": ["blocks.3", "blocks.5"],
+                "microbatch": 8,
+                # Spelling out a default is not a change.
+                "method": method,
+            },
+            cluster={"actors": 2, "attempts": 1},
+        )
+    )
+    assert first.store == second.store
+    assert list(ContributionStore(first.store).layers) == ["blocks.3", "blocks.5"]
+
+
+def test_target_that_needs_labels_names_the_sample_without(make_config: MakeConfig, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    with tarfile.open(shards / "some-000000.tar", "w") as tar:
+        for name, content in {"a.png": b"x", "a.cls": b"1", "b.png": b"x"}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    with pytest.raises(ExtractionError, match=r"needs a label from 0 to 9 .* b in some-000000\.tar has no label"):
+        extract(make_config(data={"shards": str(shards)}, attribution={"target": {"name": "label"}}))
+
+
+def test_disk_that_cannot_hold_the_store_is_refused(make_config: MakeConfig) -> None:
+    plan, _ = make_plan(make_config())
+    check_free_space(plan, 6)
+    with pytest.raises(ExtractionError, match=r"needs about .* GB more, but .* GB are free"):
+        check_free_space(plan, 10**12)
