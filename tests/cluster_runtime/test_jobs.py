@@ -41,23 +41,14 @@ def test_stage_runs_as_a_job_in_the_folder_that_goes_with_it(
 
 
 @pytest.mark.ray
-def test_help_of_the_package_runs_as_a_job(ray_cluster: Session) -> None:
+def test_failed_stage_reports_its_line_and_exit_code(ray_cluster: Session) -> None:
     assert ray_cluster.dashboard is not None
     log: list[str] = []
-    outcome = submit_command(ray_cluster.dashboard, ["python", "-m", "codec_dist", "--help"], write=log.append)
-    assert outcome.succeeded, outcome.message
-    assert "codec-dist" in "".join(log)
-
-
-@pytest.mark.ray
-def test_failed_job_reports_its_exit_code(ray_cluster: Session) -> None:
-    assert ray_cluster.dashboard is not None
-    log: list[str] = []
-    code = "import sys; print('it is broken'); sys.exit(2)"
-    outcome = submit_command(ray_cluster.dashboard, ["python", "-c", code], write=log.append)
+    command = ["python", "-m", "codec_dist", "extract", "/nowhere/config.yaml"]
+    outcome = submit_command(ray_cluster.dashboard, command, write=log.append)
     assert not outcome.succeeded
     assert outcome.message == "Job entrypoint command failed with exit code 2"
-    assert "".join(log).count("it is broken\n") == 1
+    assert "".join(log).count("error: cannot read the config /nowhere/config.yaml") == 1
 
 
 def test_address_without_a_jobs_server_is_a_clear_error() -> None:
