@@ -1,6 +1,7 @@
 """A Ray session: on this machine, closed to the outside, or on a cluster that is running already."""
 
 import functools
+import inspect
 import logging
 import os
 import secrets
@@ -88,7 +89,7 @@ def _started(num_cpus: int | None, dashboard: bool) -> Iterator[Session]:
             try:
                 yield _session(_start(num_cpus, dashboard, folder))
             finally:
-                ray.shutdown()
+                _shut_down()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -117,6 +118,12 @@ def _start(num_cpus: int | None, dashboard: bool, folder: Path) -> "ray._private
                     f"Ray did not start on this machine within 30 s, {STARTS} times: is it overloaded?"
                 ) from error
     raise AssertionError("unreachable")
+
+
+def _shut_down() -> None:
+    """End Ray and, where this version of it can, wait until its processes no longer write to their folder."""
+    waits = "wait_for_processes" in inspect.signature(ray.shutdown).parameters
+    ray.shutdown(**({"wait_for_processes": True} if waits else {}))
 
 
 def _end_half_started(error: Exception) -> None:
