@@ -1,7 +1,8 @@
 """The stage: plan, coordinate, finish the store, sum up."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,12 @@ class ExtractionSummary:
     """Images of this run per second of wall time, start of the actors included; 0 if nothing was to do."""
 
 
-def extract(config: Config, tracker: Tracker | None = None) -> ExtractionSummary:
+def extract(
+    config: Config,
+    tracker: Tracker | None = None,
+    *,
+    session: Callable[[], AbstractContextManager[object]] | None = None,
+) -> ExtractionSummary:
     """Attribute every image of a run's shards and store the results, on Ray.
 
     Shards that the store holds already are not done again. Killed or interrupted at any moment, the same
@@ -49,6 +55,8 @@ def extract(config: Config, tracker: Tracker | None = None) -> ExtractionSummary
     Args:
         config: the whole config; the store is at ``run.directory``/store.
         tracker: gets the rates as shards end, and the summary.
+        session: opens Ray for the length of a block; entered only when all is checked and shards are
+            pending. By default a session of this call alone, as ``config.cluster`` says.
 
     Raises:
         ExtractionError: shards failed (named with their reasons) or too many samples are bad, after
@@ -66,7 +74,7 @@ def extract(config: Config, tracker: Tracker | None = None) -> ExtractionSummary
         check_free_space(plan, len(pending))
         with (
             Progress("extract", account.total, "images", done=account.rows + len(account.dropped)) as progress,
-            ray_session(config.cluster),
+            session() if session is not None else ray_session(config.cluster),
         ):
             account.progress = progress
             failed = Coordinator(plan, shards, account.enter).run(pending)
