@@ -23,7 +23,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED)  ## The main job on real digits: images to report (OUT=DIR chooses the place)
-	$(BIN)/codec-dist demo --out $(OUT)
+	$(BIN)/codec-dist demo --out "$(OUT)"
 
 test: lint  ## Lint, types, import contracts and tests (SLOW=1: the slow ones too)
 	$(BIN)/python -m pytest $(MARKS)

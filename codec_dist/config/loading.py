@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from codec_dist.config.sections import Config, ConfigError, PathField
+from codec_dist.config.yaml_values import read_yaml
 from codec_dist.utils import suggestion, write_bytes_atomically
 
 NOT_PATHS = {"", "default", "none"}
@@ -37,7 +38,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except UnicodeDecodeError as error:
         raise ConfigError(f"the config {path} is not a UTF-8 text file: {error.reason}") from error
     try:
-        values = yaml.safe_load(text)
+        values = read_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"the config {path} is not valid YAML: {_one_line(error)}") from error
     if not isinstance(values, dict):
@@ -126,7 +127,7 @@ def _parse_overrides(words: Sequence[str]) -> Iterator[tuple[list[str], Any]]:
                 raise ConfigError(f"the override --{key} has no value")
             text = remaining.pop(0)
         try:
-            yield key.split("."), yaml.safe_load(text)
+            yield key.split("."), read_yaml(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"the value of --{key} cannot be read: {_one_line(error)}") from error
 

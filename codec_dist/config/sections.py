@@ -24,7 +24,13 @@ Count = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A frozen group of settings in which an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
+    )
 
 
 class Choice(Section):
@@ -135,7 +141,11 @@ class AttributionSection(Section):
 
 
 class ClusterSection(Section):
-    """Where the work runs. Results do not depend on it, except that threads per actor are recorded."""
+    """Where the work runs.
+
+    The store depends on nothing here but the threads per actor, which are part of its identity. Trained SAEs
+    depend on the number of ranks: by rounding and, with dropout, by the noise.
+    """
 
     address: str | None = None
     """Ray cluster to join (`auto` or HOST:PORT); default: a cluster on this machine, ended with the run."""

@@ -9,9 +9,9 @@ import torch
 import yaml
 from safetensors.torch import save
 
-from codec_dist.config import Config, load_config
+from codec_dist.config import Config, ConfigError, load_config
 from codec_dist.demo.classifier import DigitsClassifier
-from codec_dist.demo.training import EPOCHS, accuracy, train_classifier
+from codec_dist.demo.training import BATCH_SIZE, EPOCHS, accuracy, train_classifier
 from codec_dist.pipeline import STAGES, RunDirectory, part_images, run_stages
 from codec_dist.report import findings
 from codec_dist.shards import ShardIndex, digits, pack
@@ -31,6 +31,7 @@ def run_demo(directory: Path, overrides: Sequence[str] = ()) -> str:
         A short table of findings with the report's path, for the terminal.
     """
     config = demo_config(directory, overrides)
+    _check_own(config, directory)
     samples, classes = digits()
     index = pack(samples, Path(config.data.shards), name="digits", samples_per_shard=SAMPLES_PER_SHARD, classes=classes)
     run_stages(config, ["prepare"])
@@ -48,6 +49,22 @@ def demo_config(directory: Path, overrides: Sequence[str] = ()) -> Config:
     placed = [word if word.startswith("--") else yaml.safe_dump(str(directory / word)).strip() for word in places]
     with as_file(files("codec_dist.demo") / "digits.yaml") as packaged:
         return load_config(packaged, [*placed, *overrides])
+
+
+def _check_own(config: Config, directory: Path) -> None:
+    """Refuse overrides of what the demo makes itself."""
+    packaged = demo_config(directory)
+    own = {
+        "run.directory": (config.run.directory, packaged.run.directory),
+        "data.shards": (config.data.shards, packaged.data.shards),
+        "model.spec": (config.model.spec, packaged.model.spec),
+        "model.weights": (config.model.weights, packaged.model.weights),
+    }
+    for key, (asked, made) in own.items():
+        if asked != made:
+            raise ConfigError(
+                f"the demo makes its own {key} ({made}): for {asked}, write a config and `codec-dist run` it"
+            )
 
 
 def prepare_classifier(config: Config, index: ShardIndex) -> float:
@@ -77,6 +94,10 @@ def prepare_classifier(config: Config, index: ShardIndex) -> float:
 
 def _train(config: Config) -> DigitsClassifier:
     images, labels = part_images(config, "fit")
+    if len(images) < BATCH_SIZE:
+        raise ConfigError(
+            f"{len(images)} images are too few to train the classifier: raise data.limit or data.split.fit"
+        )
     with Progress("train the classifier", total=EPOCHS, unit="epochs") as progress:
         classifier = train_classifier(
             images, labels, config.run.seed, lambda _, loss: progress.advance(1, f"cross-entropy {loss:.3f}")

@@ -8,10 +8,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from codec_dist.config import Config
+from codec_dist.modes import assign_parts
 from codec_dist.pipeline.errors import PipelineError
 from codec_dist.pipeline.images import load_run_model, run_index
 from codec_dist.pipeline.stage import StageContext
 from codec_dist.shards import PARTS, make_split
+from codec_dist.store import ContributionStore
 from codec_dist.utils import derive_seed, write_bytes_atomically
 
 
@@ -29,10 +31,11 @@ def prepare(context: StageContext) -> dict[str, Any]:
     return {"shards": len(index.shards), "samples": len(table), **counts}
 
 
-def read_part(context: StageContext, part: str) -> pa.Table:
-    """The rows (shard, key, label) of one part of the split, in the order of the split."""
-    split = pq.read_table(context.run.split)
-    return split.filter(pc.equal(split["part"], part)).drop_columns("part")
+def stored_part(context: StageContext, part: str) -> pa.Table:
+    """The stored samples (shard, key, label) of one part of the split, in the store's order."""
+    samples = ContributionStore(context.run.store).samples.select(["shard", "key", "label"])
+    codes = assign_parts(samples, pq.read_table(context.run.split))
+    return samples.filter(pa.array((codes == PARTS.index(part)).numpy()))
 
 
 def class_names(config: Config) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from codec_dist.config import Config, ModelSection
 from codec_dist.models import LoadedModel, load_model
 from codec_dist.pipeline.errors import PipelineError
 from codec_dist.pipeline.run_directory import RunDirectory
-from codec_dist.shards import ShardIndex, limit_samples, load_index, read_shard
+from codec_dist.shards import ShardIndex, ShardInfo, limit_samples, load_index, read_shard
 
 
 @dataclass(frozen=True)
@@ -36,24 +36,25 @@ def run_index(config: Config) -> ShardIndex:
 
 
 def load_run_model(config: Config) -> LoadedModel:
-    """The run's model; loaded once per process."""
-    return _load_model(config.model.model_dump_json(), config.run.seed)
+    """The run's model; loaded once per process, and again when its weights file changes."""
+    weights = Path(config.model.weights)
+    changed = (weights.stat().st_mtime_ns, weights.stat().st_size) if weights.is_file() else None
+    return _load_model(config.model.model_dump_json(), config.run.seed, changed)
 
 
-def shard_images(config: Config, shard: str, keys: Collection[str]) -> Iterator[PreparedImage]:
+def shard_images(config: Config, info: ShardInfo, keys: Collection[str]) -> Iterator[PreparedImage]:
     """The samples of one shard whose keys are asked for, in the shard's order; undecodable ones are left out."""
-    wanted = set(keys)
     preprocessing = load_run_model(config).preprocessing
-    info = next(info for info in run_index(config).shards if info.name == shard)
     decoded = read_shard(
         config.data.shards,
         info,
         image_fields=config.data.image_fields,
         label_field=config.data.label_field,
         threads=config.data.decode_threads,
+        keys=keys,
     )
     for sample in decoded:
-        if sample.key in wanted and sample.image is not None:
+        if sample.image is not None:
             label = -1 if sample.label is None else sample.label
             yield PreparedImage(sample.key, label, preprocessing(sample.image))
 
@@ -69,9 +70,9 @@ def part_images(
     split = pq.read_table(RunDirectory(config.run.directory).split)
     split = split.filter(pc.equal(split["part"], part))
     images, labels = [], []
-    for shard in pc.unique(split["shard"]).to_pylist():
-        keys = split.filter(pc.equal(split["shard"], shard))["key"].to_pylist()
-        for sample in shard_images(config, shard, keys):
+    for info in run_index(config).shards:
+        keys = split.filter(pc.equal(split["shard"], info.name))["key"].to_pylist()
+        for sample in shard_images(config, info, keys):
             images.append(sample.image)
             labels.append(sample.label)
     if not images:
@@ -80,5 +81,5 @@ def part_images(
 
 
 @functools.lru_cache(maxsize=2)
-def _load_model(section: str, seed: int) -> LoadedModel:
+def _load_model(section: str, seed: int, changed: tuple[int, int] | None) -> LoadedModel:
     return load_model(ModelSection.model_validate_json(section), seed=seed)

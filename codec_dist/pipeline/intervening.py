@@ -1,6 +1,6 @@
 """The stage `intervene`: causal tests, counted shard by shard on Ray."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,11 @@ from codec_dist.interventions import (
     write_results,
 )
 from codec_dist.modes import ModeSummary
-from codec_dist.pipeline.data import class_names, read_part
-from codec_dist.pipeline.errors import PipelineError
-from codec_dist.pipeline.images import load_run_model, shard_images
+from codec_dist.pipeline.data import stored_part
+from codec_dist.pipeline.images import load_run_model, run_index, shard_images
 from codec_dist.pipeline.selection import chosen_saes, class_mode_rows
 from codec_dist.pipeline.stage import StageContext
+from codec_dist.shards import ShardInfo
 from codec_dist.store import ContributionStore
 from codec_dist.utils import Progress, derive_seed
 
@@ -39,17 +39,23 @@ class LayerCounts(dict[str, InterventionCounts]):
 
 
 @dataclass(frozen=True)
+class ChosenImages:
+    """The images of one shard that take part."""
+
+    shard: ShardInfo
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class CountShard:
     """What one task does: all experiments on the chosen images of one shard."""
 
     config: Config
     experiments: tuple[Experiment, ...]
-    keys: Mapping[str, Sequence[str]]
-    """Shard name → keys of the images that take part."""
 
-    def __call__(self, shard: str) -> LayerCounts:
+    def __call__(self, chosen: ChosenImages) -> LayerCounts:
         """Decode and run; deterministic, so that a lost task can be run again."""
-        samples = list(shard_images(self.config, shard, self.keys[shard]))
+        samples = list(shard_images(self.config, chosen.shard, chosen.keys))
         model = load_run_model(self.config).module
         images = torch.stack([sample.image for sample in samples]) if samples else torch.empty(0)
         labels = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
@@ -66,15 +72,19 @@ class CountShard:
 
 
 def intervene(context: StageContext) -> dict[str, Any]:
-    """Ablate and preserve the channels of each class's top mode; write ``interventions/``."""
+    """Ablate and preserve the channels of each class's top mode; write ``interventions/``.
+
+    Where fewer than two classes have labelled images there is nothing to compare: the tables are empty.
+    """
     config, run = context.config, context.run
-    keys, images_of_class = _choose_images(context)
-    # A ratio needs some images: classes without any on *evaluate* cannot be targets.
-    classes = [index for index in range(len(class_names(config))) if images_of_class.get(index)]
+    images, images_of_class = _choose_images(context)
+    classes = sorted(images_of_class)
+    if len(classes) < 2:
+        write_results(run.interventions, [])
+        return {"layers": 0, "left out": f"{len(classes)} classes have labelled images, two are needed"}
     experiments = _plan(context, classes)
-    context.need_ray()
-    with Progress("intervene", total=len(keys), unit="shards") as progress:
-        counts = map_fold(sorted(keys), CountShard(config, experiments, keys), progress=progress)
+    with context.ray(), Progress("intervene", total=len(images), unit="shards") as progress:
+        counts = map_fold(images, CountShard(config, experiments), progress=progress)
     results = write_results(
         run.interventions, [trials(counts[experiment.layer], experiment) for experiment in experiments]
     )
@@ -112,24 +122,23 @@ def _plan(context: StageContext, classes: Sequence[int]) -> tuple[Experiment, ..
     )
 
 
-def _choose_images(context: StageContext) -> tuple[dict[str, list[str]], dict[int, int]]:
-    """Up to ``images_per_class`` images of each class, by shard, and how many there are of each class."""
+def _choose_images(context: StageContext) -> tuple[list[ChosenImages], dict[int, int]]:
+    """Up to ``images_per_class`` images of each class, by shard, and how many there are of each class.
+
+    Only images that the store has: what extraction dropped stays out.
+    """
     config = context.config
-    table = read_part(context, "evaluate")
-    table = table.filter(pc.is_valid(table["label"]))
-    if not len(table):
-        raise PipelineError(
-            "interventions compare accuracies of classes, but no image of the evaluate part has a label"
-        )
+    table = stored_part(context, "evaluate")
+    rows = table.filter(pc.is_valid(table["label"])).to_pylist()
     seed = derive_seed(config.run.seed, "interventions")
-    rows = sorted(table.to_pylist(), key=lambda row: derive_seed(seed, row["shard"], row["key"]))
     keys: dict[str, list[str]] = {}
     taken: dict[int, int] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: derive_seed(seed, row["shard"], row["key"])):
         if taken.get(row["label"], 0) < config.interventions.images_per_class:
             taken[row["label"]] = taken.get(row["label"], 0) + 1
             keys.setdefault(row["shard"], []).append(row["key"])
-    return keys, taken
+    chosen = [ChosenImages(info, tuple(keys[info.name])) for info in run_index(config).shards if info.name in keys]
+    return chosen, taken
 
 
 def _rows(table: Any) -> list[list[Any]]:

@@ -1,17 +1,19 @@
 """Runs stages in order, and skips those that are done for this config and these inputs."""
 
 import contextlib
+import functools
+import shlex
 import sys
 import time
 from collections.abc import Sequence
 
-from codec_dist.config import Config, save_config
+from codec_dist.config import Config, ConfigError, load_config, save_config
 from codec_dist.pipeline.errors import PipelineError
 from codec_dist.pipeline.run_directory import RunDirectory, StageRecord
 from codec_dist.pipeline.stage import Stage, StageContext
 from codec_dist.pipeline.stages import STAGES, check_choices
 from codec_dist.tracking import Tracker
-from codec_dist.utils import hash_json
+from codec_dist.utils import CodecError, hash_json
 
 
 def run_stages(config: Config, names: Sequence[str] | None = None) -> list[StageRecord]:
@@ -33,13 +35,16 @@ def run_stages(config: Config, names: Sequence[str] | None = None) -> list[Stage
     """
     check_choices(config)
     run = RunDirectory(config.run.directory)
-    save_config(config, run.config)
+    # A config that turns out to be refused must not take the place of the one that the run was made with.
+    if not run.config.exists():
+        _save_config(config, run)
     asked = [stage for stage in STAGES if names is None or stage.name in names]
     records = []
     with contextlib.ExitStack() as resources:
-        context = StageContext(config, run, None, resources)
+        context = StageContext(config, run, None, functools.partial(current_stages, config, run), resources)
         for stage in asked:
             records.append(_run_stage(stage, context))
+    _save_config(config, run)
     return records
 
 
@@ -53,21 +58,50 @@ def stage_fingerprint(stage: Stage, config: Config, run: RunDirectory) -> str:
     for need in stage.needs:
         record = run.record(need)
         earlier = next(one for one in STAGES if one.name == need)
+        # The first stage has no command of its own: `extract` includes it.
+        command = f"codec-dist {'extract' if need == 'prepare' else need} {shlex.quote(str(run.config))}"
         if record is None:
-            raise PipelineError(f"`{stage.name}` needs `{need}` first: run `codec-dist {need} {run.config}`")
+            raise PipelineError(f"`{stage.name}` needs `{need}` first: run `{command}`")
         if record.fingerprint != stage_fingerprint(earlier, config, run):
-            raise PipelineError(
-                f"`{need}` was run with other settings than this config's: run `codec-dist {need} {run.config}` again"
-            )
+            raise PipelineError(f"`{need}` was run with other settings than this config's: run `{command}` again")
         inputs[need] = record.fingerprint
     return hash_json({"stage": stage.name, "settings": stage.settings(config, run), "inputs": inputs})
+
+
+def current_stages(config: Config, run: RunDirectory) -> set[str]:
+    """The stages whose results belong to this config and to each other."""
+    current: set[str] = set()
+    for stage in STAGES:
+        record = run.record(stage.name)
+        if record is None or not current.issuperset(stage.needs):
+            continue
+        try:
+            belongs = record.fingerprint == stage_fingerprint(stage, config, run)
+        except CodecError:
+            # Data or model are out of reach, as where a run is only looked at: nothing speaks against its files.
+            belongs = True
+        if belongs:
+            current.add(stage.name)
+    return current
+
+
+def _save_config(config: Config, run: RunDirectory) -> None:
+    """Write the resolved config, unless the one that is there says the same (in its own words)."""
+    # Where the work ran is no part of the run: another machine has other addresses.
+    kept = config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": None})})
+    try:
+        if load_config(run.config) == kept:
+            return
+    except ConfigError:
+        pass
+    save_config(kept, run.config)
 
 
 def _run_stage(stage: Stage, context: StageContext) -> StageRecord:
     config, run = context.config, context.run
     fingerprint = stage_fingerprint(stage, config, run)
     record = run.record(stage.name)
-    if record and record.fingerprint == fingerprint and all(path.exists() for path in stage.outputs(run)):
+    if record and record.fingerprint == fingerprint and stage.complete(run):
         _say(f"{stage.name}: done already")
         return record
     run.forget(stage.name)
@@ -86,7 +120,8 @@ def _run_stage(stage: Stage, context: StageContext) -> StageRecord:
         if context.tracker is not None:
             context.tracker.summary({key: value for key, value in summary.items() if isinstance(value, int | float)})
         context.tracker = None
-    record = run.finish(stage.name, fingerprint, started, summary)
+        # Before the tracker closes: what is done is done, however long logging takes to end.
+        record = run.finish(stage.name, fingerprint, started, summary)
     shown = ", ".join(f"{value:,} {key}" for key, value in summary.items() if isinstance(value, int))
     _say(f"{stage.name}: done in {record.seconds:.1f} s" + (f" ({shown})" if shown else ""))
     return record

@@ -1,9 +1,8 @@
 """What a stage is: settings and inputs that decide whether it is done, files that it owns, and work."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from codec_dist.cluster_runtime import ray_session
@@ -20,15 +19,19 @@ class StageContext:
     run: RunDirectory
     tracker: Tracker | None
     """Where the stage logs; None for stages that log from another process."""
+    current_stages: Callable[[], set[str]] = field(repr=False)
+    """Names of the stages whose results belong to this config and to each other."""
     resources: contextlib.ExitStack = field(repr=False)
     """Closed after the last stage; holds the Ray session once one is needed."""
     _ray_started: list[bool] = field(default_factory=list, repr=False)
 
-    def need_ray(self) -> None:
-        """Start or join Ray, once for all stages of one invocation."""
+    @contextlib.contextmanager
+    def ray(self) -> Iterator[None]:
+        """Ray for the length of a block: started or joined by the first, kept for the stages that follow."""
         if not self._ray_started:
             self.resources.enter_context(ray_session(self.config.cluster))
             self._ray_started.append(True)
+        yield
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ class Stage:
     """Earlier stages whose results it reads."""
     settings: Callable[[Config, RunDirectory], Any]
     """The JSON value of all settings that change its result."""
-    outputs: Callable[[RunDirectory], tuple[Path, ...]]
-    """Files that exist when it is done."""
+    complete: Callable[[RunDirectory], bool]
+    """Whether the files that later stages read are there."""
     work: Callable[[StageContext], dict[str, Any]]
     """Does it; returns a few numbers for people."""
     tracked: bool = True

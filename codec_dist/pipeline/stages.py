@@ -10,7 +10,7 @@ from codec_dist.config import Config
 from codec_dist.extraction import extract
 from codec_dist.pipeline.data import prepare
 from codec_dist.pipeline.errors import PipelineError
-from codec_dist.pipeline.images import run_index
+from codec_dist.pipeline.images import load_run_model, run_index
 from codec_dist.pipeline.intervening import intervene
 from codec_dist.pipeline.run_directory import RunDirectory
 from codec_dist.pipeline.stage import Stage, StageContext
@@ -18,8 +18,9 @@ from codec_dist.pipeline.summarizing import summarize
 from codec_dist.pipeline.visualizing import visualize
 from codec_dist.report import build_report
 from codec_dist.sae import ARCHITECTURES
+from codec_dist.store import ContributionStore
 from codec_dist.training import train_saes
-from codec_dist.utils import hash_file, suggestion
+from codec_dist.utils import hash_file, read_json, suggestion, write_json_atomically
 
 # Wide enough for any option, and never allocated.
 CHECKED_CHANNELS = 4096
@@ -53,31 +54,32 @@ def stages_of_command(command: str) -> list[str]:
 
 
 def _extract(context: StageContext) -> dict[str, Any]:
-    context.need_ray()
-    summary = extract(context.config, context.tracker)
+    summary = extract(context.config, context.tracker, session=context.ray)
     return {"samples": summary.samples, "dropped": summary.dropped}
 
 
 def _train(context: StageContext) -> dict[str, Any]:
     config, run = context.config, context.run
-    context.need_ray()
-    trained = train_saes(
-        run.store,
-        run.split,
-        config.sae.groups,
-        config.sae,
-        run.path,
-        config.run.seed,
-        config.cluster,
-        config.tracking,
-        name=config.run.name,
-        correlation_threshold=config.modes.correlation_threshold,
-    )
+    with context.ray():
+        trained = train_saes(
+            run.store,
+            run.split,
+            config.sae.groups,
+            config.sae,
+            run.path,
+            config.run.seed,
+            config.cluster,
+            config.tracking,
+            name=config.run.name,
+            correlation_threshold=config.modes.correlation_threshold,
+        )
+    folders = [sae.folder.relative_to(run.sae).as_posix() for sae in trained]
+    write_json_atomically(run.sae / "trained.json", folders)
     return {"SAEs": len(trained)}
 
 
 def _report(context: StageContext) -> dict[str, Any]:
-    build_report(context.run.path, context.config)
+    build_report(context.run.path, context.config, context.current_stages())
     return {}
 
 
@@ -91,23 +93,19 @@ def _split_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
 
 
 def _extract_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
-    model = config.model.model_dump(mode="json")
-    weights = Path(config.model.weights)
-    if weights.is_file():
-        model["weights"] = hash_file(weights)
-    if config.model.weights == "none":
-        model["seed"] = config.run.seed
+    model = load_run_model(config)
     return {
         **_data_settings(config, run),
-        "model": model,
+        "model": model.fingerprint,
+        "preprocessing": model.preprocessing.as_dict(),
         "attribution": config.attribution.model_dump(mode="json"),
         "threads": config.cluster.cpus_per_actor,
-        "max_bad_fraction": config.data.max_bad_fraction,
     }
 
 
 def _train_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
-    return {"sae": config.sae.model_dump(mode="json"), "seed": config.run.seed}
+    # How often a training is looked at does not change what comes of it.
+    return {"groups": config.sae.model_dump(mode="json")["groups"], "seed": config.run.seed}
 
 
 def _summarize_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
@@ -115,12 +113,14 @@ def _summarize_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
     return {
         "modes": config.modes.model_dump(mode="json", exclude={"concepts"}),
         "concepts": hash_file(Path(concepts)) if concepts and Path(concepts).is_file() else concepts,
+        "classes": run_index(config).classes,
         "images": config.visualization.images,
     }
 
 
 def _intervene_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
-    return {"interventions": config.interventions.model_dump(mode="json"), "seed": config.run.seed}
+    settings = config.interventions.model_dump(mode="json", exclude={"batch_size"})
+    return {"interventions": settings, "seed": config.run.seed}
 
 
 def _visualize_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
@@ -128,37 +128,45 @@ def _visualize_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
 
 
 def _report_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
-    # The report shows whatever is there, so it is built anew when any stage has a new record.
+    # The report shows whatever is there, so it is built anew when any stage has a new record or more shards are done.
     records = {stage.name: run.record(stage.name) for stage in STAGES if stage.name != "report"}
     shown = {name: [record.fingerprint, record.seconds] if record else None for name, record in records.items()}
-    return {"config": config.model_dump(mode="json"), "stages": shown}
+    shards = len(list((run.store / "ledger").glob("*.json")))
+    return {"config": config.model_dump(mode="json"), "stages": shown, "shards": shards}
+
+
+def _store_is_complete(run: RunDirectory) -> bool:
+    return (run.store / "samples.parquet").exists() and ContributionStore(run.store).complete
+
+
+def _saes_are_there(run: RunDirectory) -> bool:
+    if not (run.sae / "selected.json").exists() or not (run.sae / "trained.json").exists():
+        return False
+    return all((run.sae / folder / "model.safetensors").exists() for folder in read_json(run.sae / "trained.json"))
+
+
+def _summary_is_there(run: RunDirectory) -> bool:
+    tables = ("modes", "classes", "concepts", "layers", "coverage", "top_images", "statistics")
+    files = [run.modes / f"{name}.parquet" for name in tables]
+    return all(path.exists() for path in [*files, run.modes / "correlations.zarr", run.modes / "statistics.zarr"])
+
+
+def _interventions_are_there(run: RunDirectory) -> bool:
+    return all((run.interventions / f"{name}.parquet").exists() for name in ("trials", "curves", "auc"))
+
+
+def _figures_are_there(run: RunDirectory) -> bool:
+    if not (run.figures / "maps.json").exists():
+        return False
+    return all((run.figures / entry["map"]).exists() for entry in read_json(run.figures / "maps.json"))
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("prepare", (), _split_settings, lambda run: (run.split,), prepare, tracked=False),
-    Stage("extract", (), _extract_settings, lambda run: (run.store / "samples.parquet",), _extract),
-    Stage(
-        "train",
-        ("prepare", "extract"),
-        _train_settings,
-        lambda run: (run.sae / "selected.json",),
-        _train,
-        tracked=False,
-    ),
-    Stage(
-        "summarize",
-        ("train",),
-        _summarize_settings,
-        lambda run: (run.modes / "modes.parquet", run.modes / "statistics.parquet"),
-        summarize,
-    ),
-    Stage(
-        "intervene",
-        ("summarize",),
-        _intervene_settings,
-        lambda run: tuple(run.interventions / f"{name}.parquet" for name in ("trials", "curves", "auc")),
-        intervene,
-    ),
-    Stage("visualize", ("summarize",), _visualize_settings, lambda run: (run.figures / "maps.json",), visualize),
-    Stage("report", (), _report_settings, lambda run: (run.report,), _report, tracked=False),
+    Stage("prepare", (), _split_settings, lambda run: run.split.exists(), prepare, tracked=False),
+    Stage("extract", (), _extract_settings, _store_is_complete, _extract),
+    Stage("train", ("prepare", "extract"), _train_settings, _saes_are_there, _train, tracked=False),
+    Stage("summarize", ("train",), _summarize_settings, _summary_is_there, summarize),
+    Stage("intervene", ("summarize",), _intervene_settings, _interventions_are_there, intervene),
+    Stage("visualize", ("summarize",), _visualize_settings, _figures_are_there, visualize),
+    Stage("report", (), _report_settings, lambda run: run.report.exists(), _report, tracked=False),
 )

@@ -43,10 +43,9 @@ def summarize(context: StageContext) -> dict[str, Any]:
     groups = _groups(store.shard_numbers)
     inputs = FoldInputs(run.store, run.split, len(names), images=config.visualization.images)
     kinds = statistics_kinds(store)
-    context.need_ray()
     entries: list[LayerModes] = []
     total = (len(tasks) + len(store.layers) * len(kinds)) * len(groups)
-    with Progress("summarize", total=total, unit="folds") as progress:
+    with context.ray(), Progress("summarize", total=total, unit="folds") as progress:
         with SummaryWriter(run.modes) as writer:
             for task in tasks:
                 summary = map_fold(groups, functools.partial(summarize_shards, inputs, task), progress=progress)

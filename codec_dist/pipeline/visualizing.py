@@ -10,7 +10,7 @@ from torch import Tensor
 from codec_dist.config import Config
 from codec_dist.interventions import rank_channels
 from codec_dist.modes import LayerModes, ModeSummary
-from codec_dist.pipeline.images import load_run_model, shard_images
+from codec_dist.pipeline.images import load_run_model, run_index, shard_images
 from codec_dist.pipeline.selection import chosen_saes
 from codec_dist.pipeline.stage import StageContext
 from codec_dist.sae import SparseAutoencoder
@@ -51,12 +51,18 @@ def visualize(context: StageContext) -> dict[str, Any]:
     return {"modes": len(chosen), "maps": len(entries)}
 
 
-def top_modes(modes: LayerModes, count: int) -> list[tuple[int, int]]:
+def top_modes(modes: LayerModes, count: int) -> list[tuple[int, int | None]]:
     """The modes most correlated with a class on *select*, as (mode, class), best first.
 
-    A class's second mode comes only after every class's first, so that a few modes show many classes.
+    A class's second mode comes only after every class's first, so that a few modes show many classes. Without
+    labels: the modes that fire most often on *select*, and no class.
     """
     correlation = modes.select.correlation.nan_to_num(-2)
+    if not len(correlation) or bool((correlation == -2).all()):
+        frequency = modes.select.frequency.nan_to_num(0)
+        order: list[int] = frequency.argsort(descending=True, stable=True).tolist()
+        firing: list[tuple[int, int | None]] = [(mode, None) for mode in order if frequency[mode] > 0]
+        return firing[:count]
     best, classes = correlation.max(dim=0)
     by_correlation = [int(mode) for mode in best.argsort(descending=True, stable=True) if best[mode] > -2]
     seen: dict[int, int] = {}
@@ -69,17 +75,21 @@ def top_modes(modes: LayerModes, count: int) -> list[tuple[int, int]]:
 
 
 def _galleries(
-    config: Config, chosen: Sequence[tuple[LayerModes, Path, int, int]], images: dict[Sample, Tensor]
+    config: Config, chosen: Sequence[tuple[LayerModes, Path, int, int | None]], images: dict[Sample, Tensor]
 ) -> Iterator[ModeGallery]:
+    model = load_run_model(config).module
     for modes, folder, mode, target in chosen:
         dictionary = SparseAutoencoder.load(folder).dictionary.cpu()
         rows = [row for row in _best_images(modes, mode, config) if (row["shard"], row["key"]) in images]
+        if target is None and rows:
+            with torch.inference_mode():
+                target = int(model(images[rows[0]["shard"], rows[0]["key"]][None]).argmax())
         yield ModeGallery(
             layer=modes.layer,
             quantity=modes.quantity,
             mode=mode,
             channels=rank_channels(dictionary[mode])[: config.visualization.channels].tolist(),
-            target=target,
+            target=target or 0,
             samples=[GallerySample(row["shard"], row["key"], row["label"], row["loading"]) for row in rows],
             images=torch.stack([images[row["shard"], row["key"]] for row in rows]) if rows else torch.empty(0, 1, 1, 1),
         )
@@ -95,7 +105,12 @@ def _load(config: Config, wanted: Sequence[Sample]) -> dict[Sample, Tensor]:
     keys: dict[str, list[str]] = {}
     for shard, key in wanted:
         keys.setdefault(shard, []).append(key)
-    return {(shard, sample.key): sample.image for shard in keys for sample in shard_images(config, shard, keys[shard])}
+    return {
+        (info.name, sample.key): sample.image
+        for info in run_index(config).shards
+        if info.name in keys
+        for sample in shard_images(config, info, keys[info.name])
+    }
 
 
 def _counted(galleries: Iterator[ModeGallery], progress: Progress) -> Iterator[ModeGallery]:

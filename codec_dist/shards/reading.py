@@ -2,7 +2,7 @@
 
 import io
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ def read_shard(
     image_fields: Sequence[str] = ("jpg", "jpeg", "png", "webp"),
     label_field: str = "cls",
     threads: int = 1,
+    keys: Collection[str] | None = None,
 ) -> Iterator[Decoded]:
     """Decode the samples of a shard, in the order of the tar.
 
@@ -54,6 +55,7 @@ def read_shard(
         image_fields: extensions that hold an image.
         label_field: extension of the member with the integer label, or ``json:FIELD``.
         threads: threads that decode.
+        keys: decode and yield only the samples with these keys; default: all.
 
     Raises:
         ShardError: the tar is missing, cut short, damaged or another than the indexed one, with the counts
@@ -61,7 +63,10 @@ def read_shard(
     """
     place = Location(location)
     _check_size(place, info, label_field)
-    raw = _read_raw(place, info)
+    raw: Iterator[tuple[int, dict[str, Any]]] = _read_raw(place, info)
+    if keys is not None:
+        wanted = frozenset(keys)
+        raw = (item for item in raw if item[1]["__key__"] in wanted)
     image_fields = [extension.lower() for extension in image_fields]
 
     def decode(item: tuple[int, dict[str, Any]]) -> Decoded:

@@ -66,6 +66,28 @@ def test_choosing_another_method_drops_the_defaults_options(file: Path) -> None:
     assert config.attribution.method.options == {}
 
 
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("5e-5", 5e-5),
+        ("1E3", 1000.0),
+        (".5", 0.5),
+        ("off", "off"),
+        ("2024-05-01", "2024-05-01"),
+        ("true", True),
+        ("3", 3),
+    ],
+)
+def test_values_mean_what_people_write(file: Path, word: str, value: object) -> None:
+    config = load_config(file, ["--model.options.anything", word])
+    assert config.model.options == {"anything": value}
+    assert type(config.model.options["anything"]) is type(value)
+
+
+def test_a_number_may_be_a_name(file: Path) -> None:
+    assert load_config(file, ["--run.name", "2024"]).run.name == "2024"
+
+
 def test_saved_config_can_be_moved_with_its_folder(file: Path, tmp_path: Path) -> None:
     config = load_config(file, ["--model.weights", str(tmp_path / "w.safetensors")])
     save_config(config, file)

@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from codec_dist.store import ContributionStore
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 LAYERS = [f"blocks.{index}" for index in range(6)]
 COMMAND = [sys.executable, "-m", "codec_dist", "demo", "--out"]
@@ -58,13 +59,13 @@ def test_ablating_a_classs_channels_hurts_it_more_than_random_ones_do(demo: Path
 
 def test_completeness_residual_is_small_and_recorded(demo: Path) -> None:
     samples = ContributionStore(demo / "store").samples
-    change = (samples["target_value"].to_numpy() - samples["baseline_value"].to_numpy()).__abs__()
+    change = np.abs(samples["target_value"].to_numpy() - samples["baseline_value"].to_numpy())
     for layer in LAYERS:
-        residual = samples[f"completeness.{layer}"].to_numpy().__abs__()
-        assert float(sorted(residual / change)[len(change) // 2]) < 0.2, layer
+        residual = np.abs(samples[f"completeness.{layer}"].to_numpy())
+        assert np.median(residual / change) < 0.1, layer
 
 
-def test_running_it_again_takes_seconds_and_changes_nothing(demo: Path) -> None:
+def test_running_it_again_does_nothing(demo: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in demo.rglob("*") if path.is_file()}
     again = subprocess.run([*COMMAND, str(demo)], capture_output=True, text=True, check=True, timeout=120)
     after = {path: path.stat().st_mtime_ns for path in demo.rglob("*") if path.is_file()}
@@ -100,7 +101,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_killed_at_any_stage_it_completes_with_the_same_store(demo: Path, folder: Path) -> None:
-    for moment in ("prepare: done", "extract: ", "extract: done", "train"):
+    for moment in ("prepare: done", "extract: ", "extract: done", "train: ", "train: done", "summarize: done"):
         kill_at(folder, moment)
     finished = subprocess.run([*COMMAND, str(folder)], capture_output=True, text=True, check=False, timeout=1500)
     assert finished.returncode == 0, finished.stderr[-3000:]
