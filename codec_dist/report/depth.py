@@ -174,9 +174,10 @@ def residual_figure(data: RunData) -> Figure | None:
         Axis("relative residual, %", cover=(0,)),
         label="Relative completeness residual by layer: median and quartiles over images",
     )
+    over = "images of the evaluate part" if data.store.has_split else "stored images (there is no split yet)"
     caption = (
         "How far the contributions of a layer are from adding up to the change of the target, relative to that change. "
-        "Smaller is better; more steps make it smaller. Line: median over images; band: quartiles."
+        f"Smaller is better; more steps make it smaller. Line: median over {over}; band: quartiles."
     )
     columns = [
         "layer",

@@ -1,12 +1,12 @@
 """A run's main numbers: the headline of the report, and a short table for a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from codec_dist.report.formatting import number, percent
 from codec_dist.report.laws import Law, try_laws
-from codec_dist.report.run_data import ACTIVATION, CONTRIBUTION, RANDOM, RunData, read_run
+from codec_dist.report.run_data import ACTIVATION, CONTRIBUTION, RANDOM, RESULTS, RunData, read_run
 
 POSITIVE = f"{CONTRIBUTION}-positive"
 
@@ -29,6 +29,8 @@ class Findings:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     """One row per layer."""
+    left_out: Sequence[str] = ()
+    """Stages whose results belong to other settings and are left out."""
 
     def __str__(self) -> str:
         table = [list(self.columns), *map(list, self.rows)]
@@ -43,16 +45,21 @@ class Findings:
         lines.insert(1, "─" * max(map(len, lines)))
         headlines = [f"{one.label}: {one.value}" + (f" ({one.remark})" if one.remark else "") for one in self.headlines]
         laws = [f"{law.verdict + ':':<15}{law.title}" for law in self.laws]
-        return "\n".join([*headlines, "", *lines, "", *laws])
+        remarks = ["", f"left out, of other settings: {', '.join(self.left_out)}"] if self.left_out else []
+        return "\n".join([*headlines, "", *lines, "", *laws, *remarks])
 
 
-def findings(run_directory: Path) -> Findings:
+def findings(run_directory: Path, current: Collection[str] | None = None) -> Findings:
     """The main numbers of a run, as far as its stages have gone.
+
+    Args:
+        run_directory: the run's folder.
+        current: stages whose results belong together; those of others are left out. None: all that is there.
 
     Raises:
         ReportError: no such run, or a file that cannot be read.
     """
-    return find(read_run(Path(run_directory)))
+    return find(read_run(Path(run_directory), current=current))
 
 
 def find(data: RunData) -> Findings:
@@ -68,7 +75,8 @@ def find(data: RunData) -> Findings:
         "random": data.by_layer(data.areas, "relative_auc", ranking=RANDOM, kind="ablate"),
     }
     rows = [[layer, *(number(values[place]) for values in columns.values())] for place, layer in enumerate(data.layers)]
-    return Findings(headlines(data), try_laws(data), ["layer", *columns], rows)
+    left_out = [stage for stage in RESULTS if stage in data.left_out]
+    return Findings(headlines(data), try_laws(data), ["layer", *columns], rows, left_out)
 
 
 def explained_variance(data: RunData, quantity: str) -> list[float | None]:
@@ -100,7 +108,8 @@ def headlines(data: RunData) -> list[Headline]:
     known = [(row["relative_auc"], row["layer"]) for row in areas if row["relative_auc"] is not None]
     if known:
         value, layer = min(known)
-        chance = data.by_layer(data.areas, "relative_auc", ranking=RANDOM, kind="ablate")[data.layers.index(layer)]
+        random = (row for row in data.areas if (row["ranking"], row["kind"], row["layer"]) == (RANDOM, "ablate", layer))
+        chance = next(random, {}).get("relative_auc")
         remark = f"at {layer}" + (f"; random channels {number(chance)}" if chance is not None else "")
         found.append(Headline(number(value), "best relative ablation AUC", remark))
     return found

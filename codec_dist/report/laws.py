@@ -186,7 +186,7 @@ def _each_layer(
         rows.append((layer, obeys(one, other) if known else None, shown))  # type: ignore[arg-type]
     tried = [obeyed for _, obeyed, _ in rows if obeyed is not None]
     if not tried:
-        return Law(title, UNKNOWN, "Not measured yet, or at no layer for both.", stage=stage)
+        return Law(title, UNKNOWN, _unknown_layers(data, stage), stage=stage)
     place = "every layer" if all(tried) else f"{sum(tried)} of {len(tried)} layers" if any(tried) else "no layer"
     examples = [row for row in rows if row[1] is not None]
     last = f"At the last layer it is {examples[-1][2]}."
@@ -213,6 +213,14 @@ def _unknown_depth(data: RunData) -> str:
     if not data.statistics:
         return "Not measured yet."
     return f"Depth needs at least {LEAST_LAYERS_FOR_DEPTH} layers with different values."
+
+
+def _unknown_layers(data: RunData, stage: str) -> str:
+    if stage not in data.made:
+        return "Not measured yet."
+    if data.unlabelled:
+        return "Not defined here: it is about classes, and no image of the evaluate part has a label."
+    return "Not defined at any layer for both contributions and activations."
 
 
 def _sentence(text: str) -> str:

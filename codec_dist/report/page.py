@@ -4,7 +4,7 @@ import base64
 import hashlib
 import importlib.metadata
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
@@ -28,22 +28,23 @@ from codec_dist.report.findings import find
 from codec_dist.report.formatting import duration, number, percent, size
 from codec_dist.report.gallery import galleries
 from codec_dist.report.reference import reference
-from codec_dist.report.run_data import read_run
+from codec_dist.report.run_data import RESULTS, read_run
 from codec_dist.report.saes import METRICS, sae_rows, training_charts
 from codec_dist.utils import write_bytes_atomically
 
 SHOWN_DROPPED = 50
-FLOW = ("prepare", "extract", "train", "summarize", "intervene", "visualize")
 
 
-def build_report(run_directory: Path, config: Config) -> Path:
+def build_report(run_directory: Path, config: Config, current: Collection[str] | None = None) -> Path:
     """Write RUN/report/index.html: one file that needs no network, and loads nothing.
 
-    Stages that have not run are left out, with the command that runs them.
+    Stages that have not run are left out, with the command that runs them. So are results of other settings.
 
     Args:
         run_directory: the run's folder.
         config: its config, shown as it is; names the run and says how many modes are shown per layer.
+        current: stages (``prepare``, ``extract``, ``train``, ``summarize``, ``intervene``, ``visualize``) whose
+            results belong to this config; what others have left is treated as not made yet. None: all that is there.
 
     Returns:
         The path of the page.
@@ -54,7 +55,7 @@ def build_report(run_directory: Path, config: Config) -> Path:
         SaeError: an SAE that cannot be read.
     """
     run_directory = Path(run_directory)
-    data = read_run(run_directory, config.data.shards)
+    data = read_run(run_directory, config.data.shards, current)
     context = {
         "title": config.report.title or config.run.name,
         "config": config,
@@ -73,9 +74,8 @@ def build_report(run_directory: Path, config: Config) -> Path:
         "reference": reference(),
         "settings": yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         "identity": list(_flat(data.store.identity)) if data.store else [],
-        "stages": sorted(
-            (stage for stage in data.stages if stage.get("stage") in FLOW), key=lambda stage: FLOW.index(stage["stage"])
-        ),
+        "stages": data.stages,
+        "left_out": [stage for stage in RESULTS if stage in data.left_out],
         "shown_dropped": SHOWN_DROPPED,
         "config_path": shlex.quote(str(run_directory / "config.yaml")),
         "run_path": shlex.quote(str(run_directory)),

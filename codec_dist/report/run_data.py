@@ -1,7 +1,7 @@
 """All that the report shows, read once; what a stage has not made yet is empty."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,16 @@ from codec_dist.utils import read_json
 Row = dict[str, Any]
 
 CONTRIBUTION, ACTIVATION, RANDOM = "contribution", "activation", "random"
+
+RESULTS = {
+    "prepare": "split.parquet",
+    "extract": "store/arrays.zarr",
+    "train": "sae/selected.json",
+    "summarize": "modes/modes.parquet",
+    "intervene": "interventions/curves.parquet",
+    "visualize": "figures/maps.json",
+}
+"""Stages in the order of the flow, and the file by which one sees that a stage has left results."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,15 @@ class RunData:
     areas: Sequence[Row]
     stages: Sequence[Row]
     class_names: Sequence[str]
+    made: frozenset[str] = frozenset()
+    """Stages whose results are here and are shown."""
+    left_out: frozenset[str] = frozenset()
+    """Stages whose results are here but belong to other settings."""
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether it is known that no image of *evaluate* has a label, so that nothing about classes is defined."""
+        return self.store is not None and self.store.measured_labelled == 0
 
     @cached_property
     def layers(self) -> list[str]:
@@ -89,32 +108,41 @@ class RunData:
         return self.class_names[label] if label < len(self.class_names) else str(label)
 
 
-def read_run(directory: Path, shards: str | None = None) -> RunData:
+def read_run(directory: Path, shards: str | None = None, current: Collection[str] | None = None) -> RunData:
     """Read whatever stages have written so far.
 
     Args:
         directory: the run's folder.
         shards: where the shards are; a local ``classes.json`` there names classes until modes are summarized.
+        current: stages whose results belong together; those of other stages are left out. None: all that is there.
 
     Raises:
         ReportError: no such folder, or a file that is there but cannot be read.
     """
     if not directory.is_dir():
         raise ReportError(f"there is no run in {directory}: give the folder of a run, or run `codec-dist run` first")
-    modes, interventions = directory / "modes", directory / "interventions"
+    shown = set(RESULTS if current is None else current)
+    there = {stage for stage, path in RESULTS.items() if (directory / path).exists()}
+
+    def table(stage: str, name: str) -> list[Row]:
+        return _read_table(directory / name) if stage in shown else []
+
+    records = [directory / "stages" / f"{stage}.json" for stage in RESULTS if stage in shown]
     return RunData(
         directory=directory,
-        store=read_store_facts(directory),
-        saes=_read_saes(directory / "sae"),
-        statistics=_read_table(modes / "statistics.parquet"),
-        layer_counts=_read_table(modes / "layers.parquet"),
-        classes=_read_table(modes / "classes.parquet"),
-        modes=_read_table(modes / "modes.parquet"),
-        maps=_read_json(directory / "figures" / "maps.json", []),
-        curves=_read_table(interventions / "curves.parquet"),
-        areas=_read_table(interventions / "auc.parquet"),
-        stages=[_read_json(path, {}) for path in sorted((directory / "stages").glob("*.json"))],
-        class_names=_class_names(modes, shards),
+        store=read_store_facts(directory, with_split="prepare" in shown) if "extract" in shown else None,
+        saes=_read_saes(directory / "sae") if "train" in shown else [],
+        statistics=table("summarize", "modes/statistics.parquet"),
+        layer_counts=table("summarize", "modes/layers.parquet"),
+        classes=table("summarize", "modes/classes.parquet"),
+        modes=table("summarize", "modes/modes.parquet"),
+        maps=_read_json(directory / "figures" / "maps.json", []) if "visualize" in shown else [],
+        curves=table("intervene", "interventions/curves.parquet"),
+        areas=table("intervene", "interventions/auc.parquet"),
+        stages=[_read_json(path, {}) for path in records if path.exists()],
+        class_names=_class_names(directory / "modes" if "summarize" in shown else None, shards),
+        made=frozenset(there & shown),
+        left_out=frozenset(there - shown),
     )
 
 
@@ -127,7 +155,7 @@ def _read_saes(folder: Path) -> list[SaeFacts]:
     selected = _read_json(folder / "selected.json", {})
     chosen = {(folder / path).resolve() for quantities in selected.values() for path in quantities.values()}
     saes = []
-    for path in sorted(folder.glob("*/*/*/metrics.json")):
+    for path in _sae_files(folder):
         metrics, config = _read_json(path, {}), _read_json(path.parent / "config.json", {})
         if not {"layer", "quantity", "architecture"} <= metrics.keys():
             raise ReportError(f"{path} does not describe an SAE: run `codec-dist train` again")
@@ -135,6 +163,16 @@ def _read_saes(folder: Path) -> list[SaeFacts]:
         options = {**config.get("options", {}), "modes": config.get("modes")}
         saes.append(SaeFacts(path.parent, metrics, history, options, path.parent.resolve() in chosen))
     return saes
+
+
+def _sae_files(folder: Path) -> list[Path]:
+    """metrics.json of every finished SAE of the current plan; of every one that is there where no plan is kept."""
+    plan = _read_json(folder / "trained.json", None)
+    if plan is None:
+        return sorted(folder.glob("*/*/*/metrics.json"))
+    if not isinstance(plan, list) or not all(isinstance(path, str) for path in plan):
+        raise ReportError(f"{folder / 'trained.json'} is not a list of folders: run `codec-dist train` again")
+    return sorted(path for name in set(plan) if (path := folder / name / "metrics.json").exists())
 
 
 def _read_table(path: Path) -> list[Row]:
@@ -164,9 +202,8 @@ def _read_lines(path: Path) -> list[Row]:
         raise ReportError(f"cannot read {path} ({_one_line(error)}): train this SAE again") from error
 
 
-def _class_names(modes: Path, shards: str | None) -> list[str]:
-    arrays = modes / "correlations.zarr"
-    if arrays.exists():
+def _class_names(modes: Path | None, shards: str | None) -> list[str]:
+    if modes is not None and (arrays := modes / "correlations.zarr").exists():
         for _, group in zarr.open_group(arrays, mode="r").groups():
             for _, inner in group.groups():
                 return [str(name) for name in inner.attrs.get("class_names", [])]

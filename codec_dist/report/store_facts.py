@@ -47,9 +47,16 @@ class StoreFacts:
     parts: Mapping[str, int]
     """Images by part of the split."""
     labelled: int
+    has_split: bool
+    """Whether parts are known; without, measures are over all stored images in place of *evaluate*."""
+    measured: int
+    """Images of *evaluate*, over which measures are."""
+    measured_labelled: int
+    """Those of them that have a label."""
     accuracy: float | None
-    """Of the model on labelled images of *evaluate*; None where there are none."""
+    """Of the model on labelled images of *evaluate*; None where there are none, or no split."""
     residuals: Sequence[Residual]
+    """Over the images of *evaluate*."""
     shards: int
     shards_done: int
     dropped: Sequence[tuple[str, str, str]]
@@ -61,8 +68,12 @@ class StoreFacts:
     bytes: int
 
 
-def read_store_facts(run: Path) -> StoreFacts | None:
+def read_store_facts(run: Path, with_split: bool = True) -> StoreFacts | None:
     """The facts of RUN/store; None where extraction has not started.
+
+    Args:
+        run: the run's folder.
+        with_split: whether RUN/split.parquet, where there is one, counts.
 
     Raises:
         ReportError: a split that cannot be read.
@@ -72,7 +83,10 @@ def read_store_facts(run: Path) -> StoreFacts | None:
         return None
     store = ContributionStore(run / "store")
     samples, info, markers = store.samples, store.info(), store.markers
-    parts = _parts(run / "split.parquet", samples)
+    split = run / "split.parquet"
+    has_split = with_split and split.exists()
+    parts = _parts(split, samples) if has_split else np.full(len(samples), "", dtype=object)
+    measured = samples.filter(pa.array(parts == "evaluate", pa.bool_())) if has_split else samples
     labels = samples["label"]
     names = [name for name, _ in store.shards]
     return StoreFacts(
@@ -84,8 +98,11 @@ def read_store_facts(run: Path) -> StoreFacts | None:
         images=len(samples),
         parts={name: int((parts == name).sum()) for name in ("fit", "select", "evaluate") if (parts == name).any()},
         labelled=len(labels) - labels.null_count,
-        accuracy=_accuracy(samples, parts),
-        residuals=_residuals(samples, list(store.layers)),
+        has_split=has_split,
+        measured=len(measured),
+        measured_labelled=len(measured) - measured["label"].null_count,
+        accuracy=_accuracy(measured) if has_split else None,
+        residuals=_residuals(measured, list(store.layers)),
         shards=info.shards,
         shards_done=info.shards_done,
         dropped=[(marker.shard, key, reason) for marker in markers.values() for key, reason in marker.dropped],
@@ -97,8 +114,6 @@ def read_store_facts(run: Path) -> StoreFacts | None:
 
 def _parts(path: Path, samples: pa.Table) -> np.ndarray:
     """The part of each sample; empty text for one that the split does not know."""
-    if not path.exists():
-        return np.full(len(samples), "", dtype=object)
     try:
         split = pq.read_table(path, columns=["shard", "key", "part"], partitioning=None)
     except (OSError, pa.ArrowException) as error:
@@ -112,9 +127,8 @@ def _parts(path: Path, samples: pa.Table) -> np.ndarray:
     return parts
 
 
-def _accuracy(samples: pa.Table, parts: np.ndarray) -> float | None:
-    evaluated = samples.filter(pa.array(parts == "evaluate", pa.bool_()))
-    labelled = evaluated.filter(pc.is_valid(evaluated["label"]))
+def _accuracy(samples: pa.Table) -> float | None:
+    labelled = samples.filter(pc.is_valid(samples["label"]))
     if not len(labelled):
         return None
     right: float = pc.mean(pc.equal(labelled["label"], labelled["prediction"])).as_py()

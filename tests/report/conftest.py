@@ -15,6 +15,8 @@ import zarr
 from PIL import Image
 
 from codec_dist.config import Config, parse_config
+from codec_dist.interventions.files import SCHEMAS
+from codec_dist.modes.tables import STATISTICS, SUMMARY_SCHEMAS
 from codec_dist.sae import build
 from codec_dist.store import BlockWriter, create_store, finish_store
 from codec_dist.utils import escape_name
@@ -23,6 +25,7 @@ LAYERS = ("blocks.0", "blocks.1", "blocks.2")
 QUANTITIES = ("contribution-positive", "contribution-negative", "activation-positive", "activation-negative")
 DECOMPOSED = ("contribution-positive", "activation-positive")
 CHANNELS, MODES, SHARDS, ROWS = 6, 4, 2, 8
+MASSES = ("specificity_entropy", "gini", "top1_mass", "top5_mass")
 STAGES = ("extract", "train", "summarize", "intervene", "visualize")
 
 
@@ -34,6 +37,8 @@ class Words:
     classes: Sequence[str] = ("zero", "one", "two")
     key: str = "image-{}"
     layers: Sequence[str] = LAYERS
+    labelled: bool = True
+    """Without labels there are no classes: correlations, maps and causal tests are empty."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,8 @@ def write_run(directory: Path, stages: Sequence[str], words: Words) -> None:
 
 def write_store(directory: Path, words: Words) -> None:
     (directory / "shards").mkdir()
-    write_json(directory / "shards" / "classes.json", list(words.classes))
+    if words.labelled:
+        write_json(directory / "shards" / "classes.json", list(words.classes))
     random = np.random.default_rng(0)
     names = [f"digits-{number:06d}.tar" for number in range(SHARDS)]
     create_store(
@@ -106,7 +112,8 @@ def write_store(directory: Path, words: Words) -> None:
     writer, split = BlockWriter(directory / "store"), []
     for number, name in enumerate(names):
         keys = [words.key.format(ROWS * number + row) for row in range(ROWS)]
-        labels = [row % 3 for row in range(ROWS - 1)] + [None]
+        labels = [row % 3 if words.labelled else None for row in range(ROWS - 1)] + [None]
+        parts = ["fit"] * 4 + ["select"] * 2 + ["evaluate"] * 2 if number else ["evaluate"] * ROWS
         samples: dict[str, Any] = {
             "key": keys,
             "label": pa.array(labels, pa.int32()),
@@ -114,14 +121,17 @@ def write_store(directory: Path, words: Words) -> None:
             "target_value": [4.0] * ROWS,
             "baseline_value": [2.0] * ROWS,
         }
-        samples |= {f"completeness.{layer}": [0.1 * (place + 1)] * ROWS for place, layer in enumerate(words.layers)}
+        # Far from complete where it must not count.
+        samples |= {
+            f"completeness.{layer}": [0.1 * (place + 1) if part == "evaluate" else 50.0 for part in parts]
+            for place, layer in enumerate(words.layers)
+        }
         values = {
             (layer, quantity): random.random((ROWS, CHANNELS), np.float32) * (-1 if "negative" in quantity else 1)
             for layer in words.layers
             for quantity in QUANTITIES
         }
         writer.write(number, values, pa.table(samples), [(words.key.format(f"bad-{number}"), words.key)], seconds=2.0)
-        parts = ["fit"] * 4 + ["select"] * 2 + ["evaluate"] * 2 if number else ["evaluate"] * ROWS
         split += [
             {"shard": name, "key": key, "label": label, "part": part}
             for key, label, part in zip(keys, labels, parts, strict=True)
@@ -154,6 +164,7 @@ def write_saes(directory: Path, words: Words) -> None:
 
 def write_modes(directory: Path, words: Words) -> None:
     modes, counts, classes, statistics, images = [], [], [], [], []
+    known = words.labelled
     arrays = zarr.open_group(directory / "modes" / "correlations.zarr", mode="w")
     for place, layer in enumerate(words.layers):
         for kind in ("contribution", "activation"):
@@ -164,20 +175,21 @@ def write_modes(directory: Path, words: Words) -> None:
                 {
                     "layer": layer, "quantity": kind, "samples": 4,
                     "hoyer_mean": hoyer, "hoyer_q1": hoyer - 0.05, "hoyer_median": hoyer, "hoyer_q3": hoyer + 0.05,
-                    "components_95": 2 + place if ours else 1, "participation_ratio": 1.5,
+                    "components_95": (2 + place if ours else 1) if known else None,
+                    "participation_ratio": 1.5 if known else None,
                     "ei_mean": 0.9 - 0.4 * place, "ei_q1": 0.8 - 0.4 * place,
                     "ei_median": 0.9 - 0.4 * place, "ei_q3": 0.95 - 0.4 * place,
                 }
             )  # fmt: skip
             quantity = f"{kind}-positive"
             group = arrays.require_group(f"{escape_name(layer)}/{quantity}")
-            group.attrs.update({"threshold": 0.2, "class_names": list(words.classes)})
+            group.attrs.update({"threshold": 0.2, "class_names": list(words.classes) if known else []})
             for unit in ("mode", "channel"):
                 top = 0.5 + (0.2 if ours and place else 0.1)
                 counts.append(
                     {
                         "layer": layer, "quantity": quantity, "unit": unit, "modes": MODES, "alive": 3,
-                        "modes_above_threshold": 2, "median_top_correlation": top,
+                        "modes_above_threshold": 2 if known else 0, "median_top_correlation": top if known else None,
                     }
                 )  # fmt: skip
             for mode in range(MODES):
@@ -186,15 +198,16 @@ def write_modes(directory: Path, words: Words) -> None:
                     {
                         "layer": layer, "quantity": quantity, "unit": "mode", "mode": mode, "alive": alive,
                         "frequency": 0.25 if alive else 0.0, "mean_loading": 2.0 if alive else float("nan"),
-                        "hoyer": 0.4, "top_class": mode if alive else None,
-                        "top_correlation": 0.5 + 0.1 * mode if alive else None, "specificity_entropy": 0.7,
-                        "gini": 0.6, "top1_mass": 0.8, "top5_mass": 1.0,
+                        "hoyer": 0.4, "top_class": mode if alive and known else None,
+                        "top_correlation": 0.5 + 0.1 * mode if alive and known else None,
+                        **dict.fromkeys(MASSES, 0.7 if known else None),
                     }
                 )  # fmt: skip
                 images.append(
                     {
                         "layer": layer, "quantity": quantity, "mode": mode, "rank": 0,
-                        "shard": "digits-000000.tar", "key": words.key.format(mode), "label": mode % 3, "loading": 2.0,
+                        "shard": "digits-000000.tar", "key": words.key.format(mode),
+                        "label": mode % 3 if known else None, "loading": 2.0,
                     }
                 )  # fmt: skip
             classes += [
@@ -202,17 +215,17 @@ def write_modes(directory: Path, words: Words) -> None:
                     "layer": layer, "quantity": quantity, "unit": "mode", "class": index, "best_mode": index,
                     "correlation_select": 0.7, "correlation": 0.6, "modes_above_threshold": 1,
                 }
-                for index in range(3)
+                for index in range(3 if known else 0)
             ]  # fmt: skip
-    for name, rows in (
-        ("modes", modes), ("layers", counts), ("classes", classes), ("statistics", statistics), ("top_images", images),
-    ):  # fmt: skip
-        pq.write_table(pa.Table.from_pylist(rows), directory / "modes" / f"{name}.parquet")
+    tables = {"modes": modes, "layers": counts, "classes": classes, "statistics": statistics, "top_images": images}
+    schemas = {**SUMMARY_SCHEMAS, "statistics": STATISTICS}
+    for name, rows in tables.items():
+        pq.write_table(pa.Table.from_pylist(rows, schemas[name]), directory / "modes" / f"{name}.parquet")
 
 
 def write_interventions(directory: Path, words: Words) -> None:
     curves, areas = [], []
-    for layer in words.layers:
+    for layer in words.layers if words.labelled else ():
         for strength, ranking in enumerate(("random", "activation-positive", "contribution-positive")):
             for kind in ("ablate", "preserve"):
                 for percentage in (2.0, 10.0, 50.0):
@@ -234,13 +247,13 @@ def write_interventions(directory: Path, words: Words) -> None:
                     }
                 )  # fmt: skip
     (directory / "interventions").mkdir()
-    pq.write_table(pa.Table.from_pylist(curves), directory / "interventions" / "curves.parquet")
-    pq.write_table(pa.Table.from_pylist(areas), directory / "interventions" / "auc.parquet")
+    pq.write_table(pa.Table.from_pylist(curves, SCHEMAS["curves"]), directory / "interventions" / "curves.parquet")
+    pq.write_table(pa.Table.from_pylist(areas, SCHEMAS["auc"]), directory / "interventions" / "auc.parquet")
 
 
 def write_figures(directory: Path, words: Words) -> None:
     entries = []
-    for layer in words.layers:
+    for layer in words.layers if words.labelled else ():
         for quantity in DECOMPOSED:
             for mode in (2, 0):
                 folder = Path("maps", escape_name(layer), quantity, f"mode-{mode}")

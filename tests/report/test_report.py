@@ -4,10 +4,12 @@ import base64
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -163,6 +165,108 @@ def test_modes_without_pictures_are_shown_by_their_numbers(make_run: Any) -> Non
     assert not [tag for tag, _ in page.elements if tag == "img"]
 
 
+ALL = {"prepare", *STAGES}
+LEFT_OUT = "of other settings, or of a stage that did not finish"
+
+
+@pytest.mark.parametrize("shown", [ALL - {stage} for stage in STAGES] + [{"prepare", "extract", "train"}, set()])
+def test_results_of_other_settings_are_treated_as_not_made(make_run: Any, shown: set[str]) -> None:
+    run = make_run()
+    page = Page(build_report(run.directory, run.config, shown).read_text(encoding="utf-8"))
+    for stage, (line, command) in COMMANDS.items():
+        # Without modes there is no gallery to draw pictures in.
+        said = stage not in shown and (stage != "visualize" or "summarize" in shown)
+        assert (line in page.text) == said
+        assert command in page.text or not said
+    missing = [stage for stage in ("prepare", *STAGES) if stage not in shown]
+    assert f"did not finish: {', '.join(missing)}." in page.text
+    assert LEFT_OUT in page.text
+    assert ("median EV of contribution SAEs" in page.text) == ("train" in shown)
+    assert ("best relative ablation AUC" in page.text) == ("intervene" in shown)
+    assert any(tag == "img" for tag, _ in page.elements) == ({"summarize", "visualize"} <= shown)
+
+
+def test_new_saes_lend_no_channels_to_pictures_of_old_modes(make_run: Any) -> None:
+    run = make_run()
+    page = build_report(run.directory, run.config, {"prepare", "extract", "train"}).read_text(encoding="utf-8")
+    assert "Top channels" in build(run)
+    assert "Top channels" not in page
+    assert "channel 0" not in page
+
+
+def test_a_split_of_other_settings_counts_for_nothing(make_run: Any) -> None:
+    run = make_run()
+    text = Page(build_report(run.directory, run.config, {"extract"}).read_text(encoding="utf-8")).text
+    assert "not split into parts yet" in text
+    assert "model accuracy" not in text
+    assert "median over stored images (there is no split yet)" in text
+
+
+def test_nothing_is_said_of_other_settings_where_all_is_current(make_run: Any) -> None:
+    run = make_run(stages=STAGES[:2])
+    for current in (None, ALL, {"prepare", *STAGES[:2]}):
+        text = build_report(run.directory, run.config, current).read_text(encoding="utf-8")
+        assert "other settings" not in text
+        assert "other settings" not in str(findings(run.directory, current))
+
+
+def test_findings_leave_out_results_of_other_settings(make_run: Any) -> None:
+    shown = str(findings(make_run().directory, {"prepare", "extract", "train"}))
+    (row,) = (line for line in shown.splitlines() if line.startswith("blocks.1"))
+    assert row.split() == ["blocks.1", "–", "–", "–", "0.80", "–", "–", "–"]
+    assert "left out, of other settings: summarize, intervene, visualize" in shown
+
+
+def test_saes_of_an_earlier_plan_are_not_shown(make_run: Any) -> None:
+    run = make_run()
+    selected = json.loads((run.directory / "sae" / "selected.json").read_text())
+    current = [folder for quantities in selected.values() for folder in quantities.values()]
+    old = Path(current[0]).with_name(f"{'1' * 12}-s0")
+    shutil.copytree(run.directory / "sae" / current[0], run.directory / "sae" / old)
+
+    def rows() -> int:
+        section = build(run).partition('id="saes"')[2].partition("</table>")[0]
+        return len(re.findall(r'<th scope="row">', section))
+
+    assert rows() == len(current) + 1  # no plan is kept: all that are there
+    plan = run.directory / "sae" / "trained.json"
+    plan.write_text(json.dumps(current))
+    assert rows() == len(current)
+    plan.write_text(json.dumps([*current, str(old), "blocks.0/contribution-positive/not-finished-s0"]))
+    assert rows() == len(current) + 1
+
+
+def test_images_without_labels_are_reported_without_what_is_about_classes(make_run: Any) -> None:
+    run = make_run(words=type(make_run(stages=[]).words)(labelled=False), name="unlabelled")
+    page = Page(build(run))
+    assert not page.unmatched
+    for reason in (
+        "so the model's accuracy is not known",
+        "the dimensionality of class means is not defined",
+        "no mode can speak of a class",
+        "There are no pictures: a map explains a class, and no image of the evaluate part has a label",
+        "There are no causal tests: they compare accuracies of classes, and no image of the evaluate part has a label",
+        "Not defined here: it is about classes",
+    ):
+        assert reason in page.text
+    assert not any(command in page.text for _, command in COMMANDS.values())  # nothing is left to be run
+    assert "model accuracy" not in page.text
+    assert "9 of 12; 0 speak of a class" in page.text.replace("alive contribution modes 9", "9")
+    assert "Contributions are sparser than activations at every layer The median" in page.text
+    assert "model accuracy" not in str(findings(run.directory))
+
+
+def test_interventions_without_trials_say_why(make_run: Any) -> None:
+    run = make_run()
+    for path in (run.directory / "interventions").glob("*.parquet"):
+        pq.write_table(pq.read_schema(path).empty_table(), path)
+    text = Page(build(run)).text
+    assert "no class has both images in the evaluate part and a mode that stands for it" in text
+    assert "codec-dist intervene" not in text
+    assert "Not defined at any layer for both" in text
+    assert "relative ablation AUC" not in str(findings(run.directory)).splitlines()[0]
+
+
 def test_findings_are_a_table_for_the_terminal(make_run: Any) -> None:
     run = make_run()
     shown = str(findings(run.directory))
@@ -183,8 +287,10 @@ def test_dropped_images_and_pending_shards_are_named(make_run: Any) -> None:
 
 
 def test_completeness_is_judged_in_words(make_run: Any) -> None:
-    # Residuals of .1, .2 and .3 where the target changes by 2.
+    # Residuals of .1, .2 and .3 where the target changes by 2; of 50 on images that are not of the evaluate part.
     text = Page(build(make_run())).text
+    assert "median over images of the evaluate part" in text
+    assert "blocks.2 15.00 % 15.00 % 15.00 % 15.00 % 0.300 2.000 10" in text
     assert "nearly complete The median relative residual is 15.0 % at the worst layer (blocks.2)" in text
 
 
@@ -210,7 +316,7 @@ def test_a_folder_without_a_run_is_refused(make_run: Any, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("file", "content"),
     [("modes/modes.parquet", b"no parquet"), ("figures/maps.json", b"{"), ("split.parquet", b""),
-     ("sae/selected.json", b"[")],
+     ("sae/selected.json", b"["), ("sae/trained.json", b"{}")],
 )  # fmt: skip
 def test_a_damaged_file_is_named_in_one_line(make_run: Any, file: str, content: bytes) -> None:
     run = make_run()
