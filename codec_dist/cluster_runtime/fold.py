@@ -8,7 +8,7 @@ import ray
 
 from codec_dist.cluster_runtime.errors import ClusterError
 from codec_dist.cluster_runtime.slots import worker_environment
-from codec_dist.utils import CodecError, Progress
+from codec_dist.utils import Progress
 
 ATTEMPTS = 3
 # Results that may wait for an earlier one to be merged, per CPU slot: bounds the memory that they hold.
@@ -67,8 +67,8 @@ def map_fold(
     try:
         return _fold_in_order(todo, lambda item: task.remote(shared, item), window, progress)
     except ray.exceptions.RayTaskError as error:
-        # The worker's own error, which callers know, rather than Ray's wrapping of it.
-        raise (error.cause if isinstance(error.cause, CodecError) else error) from error
+        # The worker's own error, which callers know, rather than Ray's wrapping of it in a whole traceback.
+        raise (error.cause if isinstance(error.cause, Exception) else error) from error
     except ray.exceptions.RayError as error:
         raise ClusterError(f"a worker was lost {ATTEMPTS} times: {' '.join(str(error).split())}") from error
 

@@ -65,7 +65,8 @@ def submit_job(
         python: the interpreter on the cluster's nodes.
 
     Raises:
-        ClusterError: no jobs server answers, it refuses the job, or the config is not in the folder.
+        ClusterError: no jobs server answers, it refuses the job, the config is not in the folder, or the
+            job is no longer followed (the connection was lost, or Ctrl-C) and runs on.
     """
     folder = Path(working_dir).resolve()
     config = (folder / config_path).resolve()
@@ -91,17 +92,20 @@ def submit_command(
     belongs into the environment of the cluster's nodes, since Ray shows a job's settings to everyone.
 
     Raises:
-        ClusterError: no jobs server answers, or it refuses the job.
+        ClusterError: no jobs server answers, it refuses the job, or the job is no longer followed (the
+            connection was lost, or Ctrl-C) and runs on.
     """
-    client = _client(check_jobs_server_answers(address))
+    url = check_jobs_server_answers(address)
+    client = _client(url)
     runtime_env = {} if working_dir is None else {"working_dir": str(working_dir), "excludes": EXCLUDED}
     try:
         job_id = client.submit_job(entrypoint=shlex.join(command), runtime_env=runtime_env)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ClusterError(f"the cluster at {address} refused the job: {' '.join(str(error).split())}") from error
+    with _job_outlives_its_follower(job_id, url):
         if follow:
             _follow(client, job_id, write or _to_standard_output)
         info = client.get_job_info(job_id)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise ClusterError(f"the cluster at {address} refused the job: {' '.join(str(error).split())}") from error
     # Ray appends the log, which was followed already, to the cause.
     cause = (info.message or "").partition(", last available logs")[0]
     return JobOutcome(job_id, str(info.status.value), " ".join(cause.split()))
@@ -123,6 +127,26 @@ def _client(url: str) -> "JobSubmissionClient":
         ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(f"no Ray jobs server answers at {url}: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def _job_outlives_its_follower(job_id: str, url: str) -> Iterator[None]:
+    """Say that the job runs on, and how to reach it, when following it ends early."""
+    import aiohttp
+
+    look, stop = (f"`ray job {verb} {job_id} --address {url}`" for verb in ("logs", "stop"))
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise ClusterError(f"interrupted, but job {job_id} runs on: {look} shows its log, {stop} ends it") from error
+    except BrokenPipeError:
+        raise  # the reader of the log left; broken connections come as other errors
+    except (RuntimeError, OSError, ValueError, aiohttp.ClientError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ClusterError(
+            f"lost the connection to {url} ({reason}), but job {job_id} runs on there: {look} shows its log, "
+            f"{stop} ends it"
+        ) from error
 
 
 def _follow(client: "JobSubmissionClient", job_id: str, write: Callable[[str], object]) -> None:

@@ -49,6 +49,12 @@ def refuse(item: int) -> Trace:
     return trace(item)
 
 
+def raise_own_error(item: int) -> Trace:
+    if item == 0:
+        raise FileNotFoundError(2, "No such file or directory", "/data/gone.tar")
+    raise RuntimeError(f"item {item} has no values")
+
+
 def die(item: int) -> Trace:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError(item)

@@ -1,7 +1,12 @@
 """Jobs: sent to the address that was asked for, followed to their end, without secrets."""
 
 import os
+import re
+import signal
+import socket
+import threading
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -49,6 +54,91 @@ def test_failed_stage_reports_its_line_and_exit_code(ray_cluster: Session) -> No
     assert not outcome.succeeded
     assert outcome.message == "Job entrypoint command failed with exit code 2"
     assert "".join(log).count("error: cannot read the config /nowhere/config.yaml") == 1
+
+
+class Cable:
+    """Carries TCP connections to a server, until a word passes on one of them: then all break, and later ones too."""
+
+    def __init__(self, url: str, cut_at: bytes) -> None:
+        self._target, self._cut_at, self._cut = urlsplit(url), cut_at, False
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._open: list[socket.socket] = []
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            near = self._listener.accept()[0]
+            if self._cut:
+                near.close()
+                continue
+            far = socket.create_connection((self._target.hostname, self._target.port))
+            self._open += [near, far]
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
+
+    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while (piece := source.recv(65536)) and not self._cut:
+                if self._cut_at in piece:
+                    self._cut = True
+                    break
+                sink.sendall(piece)
+        except OSError:
+            pass  # the other direction ended it
+        for end in self._open if self._cut else (source, sink):
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+
+
+# Says a word that is not in its own text, then waits for a file.
+WAITING = ["sh", "-c", 'echo on its "way"; while [ ! -e "$0" ]; do sleep 0.1; done']
+
+
+def _check_job_runs_on(text: str, url: str, dashboard: str, file: Path) -> None:
+    from ray.job_submission import JobSubmissionClient
+
+    job_id = re.findall(r"job (raysubmit_\w+) runs on", text)[0]
+    assert f"`ray job logs {job_id} --address {url}`" in text
+    assert f"`ray job stop {job_id} --address {url}`" in text
+    client = JobSubmissionClient(dashboard)
+    try:
+        assert not client.get_job_status(job_id).is_terminal()
+    finally:
+        file.touch()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("cut_at", [b"/logs/tail", b"on its way"], ids=["before the log", "amid the log"])
+def test_lost_connection_names_the_job_that_runs_on(ray_cluster: Session, tmp_path: Path, cut_at: bytes) -> None:
+    assert ray_cluster.dashboard is not None
+    cable = Cable(ray_cluster.dashboard, cut_at)
+    with pytest.raises(ClusterError, match=r"^lost the connection to") as found:
+        submit_command(cable.url, [*WAITING, str(tmp_path / "go")], write=lambda text: None)
+    _check_job_runs_on(str(found.value), cable.url, ray_cluster.dashboard, tmp_path / "go")
+
+
+@pytest.mark.ray
+def test_interrupted_following_names_the_job_that_runs_on(ray_cluster: Session, tmp_path: Path) -> None:
+    assert ray_cluster.dashboard is not None
+
+    def interrupt(text: str) -> None:
+        if "on its way" in text:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(ClusterError, match=r"^interrupted, but job") as found:
+        submit_command(ray_cluster.dashboard, [*WAITING, str(tmp_path / "go")], write=interrupt)
+    _check_job_runs_on(str(found.value), ray_cluster.dashboard, ray_cluster.dashboard, tmp_path / "go")
+
+
+@pytest.mark.ray
+def test_refused_job_is_said_to_be_refused(ray_cluster: Session) -> None:
+    assert ray_cluster.dashboard is not None
+    cable = Cable(ray_cluster.dashboard, b"POST /api/jobs/")
+    with pytest.raises(ClusterError, match=rf"^the cluster at {cable.url} refused the job: "):
+        submit_command(cable.url, ["true"])
 
 
 def test_address_without_a_jobs_server_is_a_clear_error() -> None:

@@ -66,6 +66,15 @@ def test_error_of_the_function_arrives_as_it_was(ray_cluster: Session) -> None:
 
 
 @pytest.mark.ray
+def test_any_error_of_the_function_arrives_in_its_own_words(ray_cluster: Session) -> None:
+    with pytest.raises(FileNotFoundError, match=r"^\[Errno 2\] No such file or directory: '/data/gone\.tar'$") as found:
+        map_fold([0], folding.raise_own_error)
+    assert found.value.filename == "/data/gone.tar"
+    with pytest.raises(RuntimeError, match=r"^item 1 has no values$"):
+        map_fold([1], folding.raise_own_error)
+
+
+@pytest.mark.ray
 def test_worker_that_always_dies_is_a_clear_error(ray_cluster: Session) -> None:
     with pytest.raises(ClusterError, match="lost 3 times"):
         map_fold([0], folding.die)
