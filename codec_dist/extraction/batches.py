@@ -56,13 +56,20 @@ def make_batches(
     prepare: Callable[[Image.Image], Float[Tensor, "channel height width"]],
     size: int,
     drop: Callable[[Dropped], None],
+    labelled: bool = False,
     pin: bool = False,
 ) -> Generator[Batch, None, None]:
-    """Prepared samples in batches of ``size`` (the last may be smaller); what cannot be used goes to ``drop``."""
+    """Prepared samples in batches of ``size`` (the last may be smaller); what cannot be used goes to ``drop``.
+
+    ``labelled``: samples without a label cannot be used. ``pin``: images are in pinned memory.
+    """
     waiting: list[tuple[Decoded, Tensor]] = []
     for sample in samples:
         if sample.image is None:
             drop(Dropped(sample.position, sample.key, sample.error or "there is no image"))
+            continue
+        if labelled and sample.label is None:
+            drop(Dropped(sample.position, sample.key, "there is no label, and the target needs one"))
             continue
         try:
             waiting.append((sample, prepare(sample.image)))
@@ -111,7 +118,7 @@ def prefetched(source: Generator[Item, None, None], depth: int) -> Iterator[Iter
                 if not put(item, None):
                     return
             put(None, StopIteration())
-        except Exception as error:  # noqa: BLE001  raised again by the consumer
+        except BaseException as error:  # noqa: BLE001  raised again by the consumer, who would else wait for ever
             put(None, error)
         finally:
             source.close()

@@ -122,7 +122,7 @@ class Coordinator:
             max_concurrency=IN_FLIGHT,
             runtime_env={"env_vars": worker_environment(slots.num_cpus, slots.num_gpus)},
         )
-        handle = actor_class.remote(self._plan, bool(slots.num_gpus))
+        handle = actor_class.remote(self._plan, bool(slots.num_gpus), self._serial)
         self._actors.append(_Actor(self._serial, handle, handle.prepare.remote()))
         self._serial += 1
 

@@ -3,8 +3,9 @@
 import inspect
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from codec_dist.attribution import METHODS, TARGETS, AttributionResult, Attributor, TrueLabel
+from codec_dist.attribution import METHODS, TARGETS, AttributionResult, Attributor, NotFiniteError, TrueLabel
 from codec_dist.config import Choice, Config
+from codec_dist.extraction.batches import Dropped, make_batches
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.models import LoadedModel, load_model
 from codec_dist.shards import Decoded, ShardIndex, ShardInfo, limit_samples, load_index, read_shard
@@ -24,6 +26,9 @@ from codec_dist.utils import Registry
 # Beside the arrays: tables of samples, markers, files that are being written.
 SPARE_BYTES = 64 * 1024 * 1024
 SPARE_FACTOR = 1.02
+
+# Samples that may turn out bad before the model is tried on one.
+TRIED_SAMPLES = 100
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,8 @@ def make_plan(config: Config) -> tuple[Plan, tuple[ShardInfo, ...]]:
         ModelError: a model, weights or a layer that do not exist or do not fit.
         AttributionError: a method or target that this model cannot have.
         StoreError: the store at the run's place was made with other settings.
-        ExtractionError: no image can be decoded, labels that the target needs are missing, or too little
-            space is free.
+        ExtractionError: no image can be used, labels are beyond the model's outputs, or too many that the
+            target needs are missing.
     """
     run = Path(config.run.directory)
     index = load_index(config.data.shards, run / "index", label_field=config.data.label_field)
@@ -62,8 +67,7 @@ def make_plan(config: Config) -> tuple[Plan, tuple[ShardInfo, ...]]:
         index = limit_samples(index, config.data.limit)
     loaded = load_model(config.model, seed=config.run.seed)
     attributor = build_attributor(config, loaded)
-    if isinstance(attributor.target, TrueLabel):
-        _check_labels(index, loaded.classes)
+    _check_labels(index, loaded.classes, needs_labels(attributor), config.data.max_bad_fraction)
     trial = _try_one(config, index, loaded, attributor)
     first = next(iter(trial.values()))
     plan = Plan(
@@ -149,43 +153,63 @@ def _spelled_out(registry: Registry[Any], choice: Choice) -> dict[str, Any]:
     return {"name": choice.name, "options": defaults | choice.options}
 
 
-def _check_labels(index: ShardIndex, classes: int | None) -> None:
+def _check_labels(index: ShardIndex, classes: int | None, needed: bool, max_bad_fraction: float) -> None:
+    """Refuse labels that the model has no output for, and missing ones where too many are ``needed``."""
     samples: pa.Table = index.samples()
-    fault = pc.is_null(samples["label"])
-    if classes is not None:
-        fault = pc.or_kleene(fault, pc.greater_equal(samples["label"], classes))
-    bad = samples.filter(fault)
-    if len(bad):
-        row = bad.slice(0, 1).to_pylist()[0]
-        found = "has no label" if row["label"] is None else f"has the label {row['label']}"
+    last = f"{classes - 1}" if classes is not None else "the last output"
+    outside = samples.filter(pc.greater_equal(samples["label"], classes)) if classes is not None else samples[:0]
+    if len(outside):
+        row = outside.slice(0, 1).to_pylist()[0]
         raise ExtractionError(
-            f"the target `label` needs a label from 0 to {(classes or 0) - 1} for every sample, but {len(bad):,} have "
-            f"none: {row['key']} in {row['shard']} {found}; check data.label_field or choose another target"
+            f"{row['key']} in {row['shard']} has the label {row['label']}, but the model's {classes} outputs are "
+            f"numbered from 0 to {last} ({len(outside):,} of {len(samples):,} samples are beyond): choose a model of "
+            "these classes, or check data.label_field"
+        )
+    missing = samples.filter(pc.is_null(samples["label"])) if needed else samples[:0]
+    if len(missing) > max_bad_fraction * len(samples):
+        row = missing.slice(0, 1).to_pylist()[0]
+        raise ExtractionError(
+            f"the target `label` needs a label from 0 to {last} for every sample, but {len(missing):,} of "
+            f"{len(samples):,} have none, more than data.max_bad_fraction ({max_bad_fraction:g}) allows: "
+            f"{row['key']} in {row['shard']} has no label; check data.label_field or choose another target"
         )
 
 
 def _try_one(config: Config, index: ShardIndex, loaded: LoadedModel, attributor: Attributor) -> AttributionResult:
     """Attribute the first image that can be, which shows what the stored quantities are."""
-    sample = _first_image(config, index)
-    assert sample.image is not None
-    label = torch.tensor([-1 if sample.label is None else sample.label])
-    return attributor(loaded.preprocessing(sample.image)[None], label)
-
-
-def _first_image(config: Config, index: ShardIndex) -> Decoded:
     reasons = []
-    for shard in index.shards:
-        stream = read_shard(
-            index.location, shard, image_fields=config.data.image_fields, label_field=config.data.label_field
-        )
-        for sample in stream:
-            if sample.image is not None:
-                return sample
-            reasons.append(f"{sample.key}: {sample.error}")
-    first = f" (first {reasons[0]})" if reasons else ""
+    dropped: list[Dropped] = []
+    for shard, sample in islice(_samples(config, index), TRIED_SAMPLES):
+        for batch in make_batches([sample], loaded.preprocessing, 1, dropped.append, needs_labels(attributor)):
+            try:
+                return attributor(batch.images, batch.labels)
+            except NotFiniteError as error:
+                dropped.append(Dropped(sample.position, sample.key, cause_of(error)))
+        reasons.append(f"{sample.key} in {shard.name}: {dropped.pop().reason}")
     raise ExtractionError(
-        f"none of the {len(reasons):,} samples in {index.location} can be decoded{first}: check data.image_fields"
+        f"none of the first {len(reasons):,} samples in {index.location} can be used: {reasons[0]}; check "
+        "data.image_fields, the images and the model's weights"
+        if reasons
+        else f"there are no samples in {index.location}: check data.shards"
     )
+
+
+def _samples(config: Config, index: ShardIndex) -> Iterator[tuple[ShardInfo, Decoded]]:
+    data = config.data
+    for shard in index.shards:
+        stream = read_shard(index.location, shard, image_fields=data.image_fields, label_field=data.label_field)
+        for sample in stream:
+            yield shard, sample
+
+
+def needs_labels(attributor: Attributor) -> bool:
+    """Whether samples without a label cannot be used."""
+    return isinstance(attributor.target, TrueLabel)
+
+
+def cause_of(error: NotFiniteError) -> str:
+    """What is not finite, without the place of the sample in its batch."""
+    return str(error).partition(": ")[2] or str(error)
 
 
 def pin_numerics(config: Config, device: torch.device) -> None:

@@ -13,7 +13,7 @@ import torch
 from codec_dist.attribution import AttributionResult, Attributor, NotFiniteError
 from codec_dist.extraction.batches import Batch, Dropped, make_batches, prefetched
 from codec_dist.extraction.errors import ExtractionError
-from codec_dist.extraction.plan import Plan, build_attributor, pin_numerics
+from codec_dist.extraction.plan import Plan, build_attributor, cause_of, needs_labels, pin_numerics
 from codec_dist.models import LoadedModel, load_model
 from codec_dist.shards import ShardInfo, read_shard
 from codec_dist.store import BlockWriter
@@ -21,6 +21,8 @@ from codec_dist.utils import CodecError
 
 # Microbatches that wait, prepared, while another is computed.
 PREFETCH = 2
+
+NOT_FINITE = "its target, gradients or contributions are not finite (NaN or infinity)"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Receipt:
     dropped: tuple[tuple[str, str], ...]
     """Key of each dropped sample, and why."""
     seconds: float
+    actor: int
+    """Serial number of the actor that did it."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Failure:
     """Why an actor could not start or a shard could not be done. Plain text: it always travels."""
 
     reason: str
+    broken: bool = False
+    """Not a fault of the shard that is understood: the actor may be unfit for others, too."""
 
 
 class ShardWorker:
@@ -59,11 +65,15 @@ class ShardWorker:
     prepared (as far as ``PREFETCH`` microbatches), or its block is written.
     """
 
-    def __init__(self, plan: Plan, on_gpu: bool) -> None:
-        self._plan, self._on_gpu = plan, on_gpu
+    def __init__(self, plan: Plan, on_gpu: bool, serial: int) -> None:
+        self._plan, self._on_gpu, self._serial = plan, on_gpu, serial
         self._largest = plan.config.attribution.microbatch
         self._next_turn = 0
+        self._ended: set[int] = set()
         self._turns = threading.Condition()
+
+    def greet(self) -> None:
+        """Tell by returning that the actor has its place and runs."""
 
     def prepare(self) -> Failure | None:
         """Load the model; must be called once, first."""
@@ -78,7 +88,9 @@ class ShardWorker:
         try:
             return self._extract(task)
         except Exception as error:  # noqa: BLE001  whatever it is, the coordinator decides
-            return Failure(_describe(error))
+            return Failure(_describe(error), broken=not isinstance(error, CodecError))
+        finally:
+            self._end_turn(task.turn)
 
     def _load(self) -> None:
         config = self._plan.config
@@ -113,6 +125,7 @@ class ShardWorker:
             self._model.preprocessing,
             self._plan.config.attribution.microbatch,
             dropped.append,
+            labelled=needs_labels(self._attributor),
             pin=self._on_gpu,
         )
         with prefetched(batches, PREFETCH) as ahead, self._turn(task.turn):
@@ -124,7 +137,7 @@ class ShardWorker:
         named = tuple((each.key, each.reason) for each in sorted(dropped, key=lambda each: each.position))
         seconds = time.monotonic() - started
         marker = self._writer.write(task.number, rows.values(), rows.samples(), named, seconds, task.attempt)
-        return Receipt(task.number, marker.rows, named, seconds)
+        return Receipt(task.number, marker.rows, named, seconds, self._serial)
 
     @contextmanager
     def _turn(self, turn: int) -> Iterator[None]:
@@ -134,9 +147,15 @@ class ShardWorker:
         try:
             yield
         finally:
-            with self._turns:
+            self._end_turn(turn)
+
+    def _end_turn(self, turn: int) -> None:
+        """Let the next shard be computed; nothing happens the second time."""
+        with self._turns:
+            self._ended.add(turn)
+            while self._next_turn in self._ended:
                 self._next_turn += 1
-                self._turns.notify_all()
+            self._turns.notify_all()
 
     def _attribute(self, batch: Batch, dropped: list[Dropped]) -> Iterator[tuple[Batch, AttributionResult]]:
         """Results of a batch in order: of all of it, or of what is left without samples that are not finite."""
@@ -150,8 +169,10 @@ class ShardWorker:
             try:
                 result = self._attributor(part.images, part.labels)
             except NotFiniteError as error:
-                bad = set(error.samples)
-                dropped.extend(Dropped(part.positions[i], part.keys[i], str(error)) for i in sorted(bad))
+                # The cause is told of the first only; each of the others may have its own.
+                bad = sorted(set(error.samples))
+                reasons = [cause_of(error), *[NOT_FINITE] * (len(bad) - 1)]
+                dropped += [Dropped(part.positions[i], part.keys[i], reason) for i, reason in zip(bad, reasons)]
                 todo[:0] = [part.select(kept)] if (kept := [i for i in range(len(part)) if i not in bad]) else []
             except torch.OutOfMemoryError as error:
                 self._halve(len(part), error)

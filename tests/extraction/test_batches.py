@@ -5,7 +5,7 @@ from collections.abc import Generator
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -28,6 +28,7 @@ def _samples(kinds: list[str]) -> list[Decoded]:
     return made
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["good", "good", "white", "broken"]), max_size=40), st.integers(1, 9))
 def test_batches_hold_the_usable_samples_in_order_and_name_the_others(kinds: list[str], size: int) -> None:
     dropped: list[Dropped] = []
@@ -104,3 +105,24 @@ def test_error_of_the_source_comes_after_the_items_before_it() -> None:
         assert [next(items), next(items)] == [1, 2]
         with pytest.raises(ValueError, match="the third is torn"):
             next(items)
+
+
+def test_any_exit_of_the_source_reaches_the_consumer() -> None:
+    def source() -> Generator[int, None, None]:
+        yield 1
+        raise SystemExit("a library gave up")
+
+    with prefetched(source(), depth=5) as items:
+        assert next(items) == 1
+        with pytest.raises(SystemExit, match="gave up"):
+            next(items)
+
+
+def test_samples_without_the_label_that_is_needed_are_named() -> None:
+    dropped: list[Dropped] = []
+    batches = list(make_batches(_samples(["good"] * 5), _prepare, 5, dropped.append, labelled=True))
+    assert [batch.positions for batch in batches] == [(1, 2, 4)]
+    assert [(each.key, each.reason) for each in dropped] == [
+        ("key-0", "there is no label, and the target needs one"),
+        ("key-3", "there is no label, and the target needs one"),
+    ]

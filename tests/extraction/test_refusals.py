@@ -1,9 +1,11 @@
 """Bad input is refused in the driver, in one clear line, before any actor starts."""
 
+import dataclasses
 import io
 import shutil
 import tarfile
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from codec_dist.config import Config
 from codec_dist.extraction import ExtractionError, extract
 from codec_dist.extraction.plan import check_free_space, make_plan
 from codec_dist.models import ModelError
-from codec_dist.shards import ShardError
+from codec_dist.shards import ShardError, digits, pack
 from codec_dist.store import ContributionStore, StoreError
 from codec_dist.utils import CodecError
 
@@ -41,7 +43,11 @@ def no_actor(monkeypatch: pytest.MonkeyPatch) -> None:
         (ModelError, {"attribution": {"layers": ["blocks.9"]}}, r"blocks\.9"),
         (AttributionError, {"attribution": {"method": {"name": "integrated_gradient"}}}, "integrated_gradients"),
         (AttributionError, {"attribution": {"target": {"name": "top_k", "options": {"k": 11}}}}, "10 outputs"),
-        (ExtractionError, {"data": {"image_fields": ["bmp"]}}, "none of the 120 samples .* expected one of bmp"),
+        (
+            ExtractionError,
+            {"data": {"image_fields": ["bmp"]}},
+            r"none of the first 100 samples .* in digits-000000\.tar: .*expected one of bmp",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_any_actor(
@@ -101,6 +107,40 @@ def test_target_that_needs_labels_names_the_sample_without(make_config: MakeConf
             tar.addfile(member, io.BytesIO(content))
     with pytest.raises(ExtractionError, match=r"needs a label from 0 to 9 .* b in some-000000\.tar has no label"):
         extract(make_config(data={"shards": str(shards)}, attribution={"target": {"name": "label"}}))
+
+
+def test_label_beyond_the_outputs_is_refused_whatever_the_target(make_config: MakeConfig, tmp_path: Path) -> None:
+    samples, classes = digits()
+    mixed = [
+        dataclasses.replace(each, label=11) if each.key == "digit-000007" else each for each in islice(samples, 20)
+    ]
+    assert sum(each.label == 11 for each in mixed) == 1
+    pack(mixed, tmp_path / "shards", samples_per_shard=20, classes=[*classes, "ten", "eleven"])
+    message = r"digit-000007 in shard-000000\.tar has the label 11, .* 10 outputs .* from 0 to 9 \(1 of 20 samples"
+    with pytest.raises(ExtractionError, match=message):
+        extract(make_config(data={"shards": str(tmp_path / "shards")}))
+
+
+def test_a_few_unlabelled_and_broken_samples_do_not_hinder_the_plan(make_config: MakeConfig, tmp_path: Path) -> None:
+    samples, _ = digits()
+    mixed = [
+        dataclasses.replace(each, label=None) if number == 1 else dataclasses.replace(each, image=b"torn")
+        if number == 0 else each
+        for number, each in enumerate(islice(samples, 20))
+    ]  # fmt: skip
+    # In this order, whatever packing would make of it.
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    with tarfile.open(shards / "some-000000.tar", "w") as tar:
+        for each in mixed:
+            label = {} if each.label is None else {"cls": str(each.label).encode()}
+            for extension, content in ({each.extension: each.image} | label).items():
+                member = tarfile.TarInfo(f"{each.key}.{extension}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    data = {"shards": str(shards), "max_bad_fraction": 0.1}
+    plan, _ = make_plan(make_config(data=data, attribution={"target": {"name": "label"}}))
+    assert list(plan.layers) == ["blocks.3", "blocks.5"]
 
 
 def test_disk_that_cannot_hold_the_store_is_refused(make_config: MakeConfig) -> None:
