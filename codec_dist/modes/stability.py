@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from codec_dist.modes.errors import ModesError
@@ -28,6 +27,9 @@ def match_dictionaries(
     Raises:
         ModesError: the dictionaries have other numbers of channels.
     """
+    # Here, because it takes seconds to import and every training rank imports this room.
+    from scipy.optimize import linear_sum_assignment
+
     if first.shape[1] != second.shape[1]:
         raise ModesError(f"dictionaries of {first.shape[1]} and {second.shape[1]} channels cannot be matched")
     cosines = _unit_rows(first) @ _unit_rows(second).T
