@@ -1,6 +1,8 @@
 """From a store to trained SAEs: one Ray Train job for all of them."""
 
 import shutil
+import signal
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -90,6 +92,7 @@ def train_saes(
     Raises:
         TrainingError: unknown layers or quantities, an empty part, workers that died too often, or a
             cluster without room. StoreError, SaeError: as from those rooms.
+        KeyboardInterrupt: Ctrl-C, after the ranks were ended.
     """
     store_path, split_path, directory = Path(store_path), Path(split_path), Path(directory)
     store = ContributionStore(store_path)
@@ -140,7 +143,7 @@ def _train(task: TrainingTask, cluster: ClusterSection) -> None:
         ),
     )
     try:
-        with _progress(task):
+        with _progress(task), _interruptible():
             trainer.fit()
     except TrainingFailedError as error:
         raise _explain(task, ranks, error) from error
@@ -209,6 +212,40 @@ def _progress(task: TrainingTask) -> Iterator[None]:
         finally:
             over.set()
             thread.join()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C be a KeyboardInterrupt, whatever Ray Train makes of it, and leave its handler as it was.
+
+    Called in the main thread, ``fit`` sets a handler of SIGINT for good: it ends the ranks and then exits,
+    with a SystemExit like that at SIGTERM. Which signal it was is therefore heard on a wakeup descriptor.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    listener, speaker = socket.socketpair()
+    with listener, speaker:
+        listener.setblocking(False)
+        speaker.setblocking(False)
+        handler = signal.getsignal(signal.SIGINT)
+        descriptor = signal.set_wakeup_fd(speaker.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(descriptor)
+            # None stands for a handler that was not set from Python, which cannot be put back.
+            if handler is not None:
+                signal.signal(signal.SIGINT, handler)
+            if signal.SIGINT in _signals_heard(listener):
+                raise KeyboardInterrupt
+
+
+def _signals_heard(listener: socket.socket) -> bytes:
+    try:
+        return listener.recv(4096)
+    except BlockingIOError:
+        return b""
 
 
 def _failure(task: TrainingTask) -> str | None:

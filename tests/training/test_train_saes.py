@@ -4,6 +4,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from codec_dist.cluster_runtime import Session
 from codec_dist.config import Choice, ClusterSection, SaeGroup, SaeSection, TrackingSection, TrainingSettings
 from codec_dist.sae import SaeError, SparseAutoencoder
 from codec_dist.training import TrainedSae, TrainingError, train_saes
@@ -114,6 +117,48 @@ def test_a_rank_that_dies_is_replaced_and_the_weights_are_the_same(
     for one, other in zip(trained, expected, strict=True):
         found, wanted = (load_file(sae.folder / "model.safetensors") for sae in (one, other))
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+INTERRUPTED_RUN = """
+import json, signal, sys
+from pathlib import Path
+from codec_dist.cluster_runtime import ray_session
+from codec_dist.config import ClusterSection, SaeGroup, SaeSection, TrackingSection
+from codec_dist.training import train_saes
+
+run, cluster = Path(sys.argv[1]), ClusterSection(address=sys.argv[2])
+groups = tuple(SaeGroup(**group) for group in json.loads(sys.argv[3]))
+sae, disabled = SaeSection(groups=groups, evaluations=2, checkpoints=2), TrackingSection(mode="disabled")
+with ray_session(cluster):
+    try:
+        train_saes(run / "store", run / "split.parquet", groups, sae, run, 7, cluster, disabled, name="test")
+    except KeyboardInterrupt:
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        sys.exit(130)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_interrupted_training_says_so_and_is_resumed(
+    make_run: Callable[..., Path], make_groups: Groups, ray_cluster: Session
+) -> None:
+    run, groups = make_run(), make_groups(epochs=500)[:1]
+    values = json.dumps([group.model_dump(mode="json") for group in groups])
+    words = [sys.executable, "-c", INTERRUPTED_RUN, str(run), ray_cluster.address, values]
+    with subprocess.Popen(words, start_new_session=True) as process:
+        while not any(run.glob("sae/*/*/*/resume.pt")):
+            assert process.poll() is None, "the training ended before it could be interrupted"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(100) == 130
+    assert any(run.glob("sae/*/*/*/resume.pt"))
+    assert not (run / "sae/selected.json").exists()
+    assert not (run / "sae/.train").exists()
+    before = signal.getsignal(signal.SIGINT)
+    assert len(train(run, groups)) == 2
+    assert signal.getsignal(signal.SIGINT) is before
+    _check_metrics_file(run)  # no evaluation was done twice
 
 
 def _pids_of_ranks() -> list[int]:
