@@ -1,7 +1,7 @@
 """Concepts: named sets of classes, such as WordNet superclasses."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,25 +32,44 @@ def parse_concepts(concepts: Mapping[str, Sequence[Any]], class_names: Sequence[
     Of the members, as read from JSON, a text is a class name and a number a class index.
 
     Raises:
-        ModesError: an unknown class (with the nearest names), or a concept without classes.
+        ModesError: an unknown class (with the nearest names), a name that several classes have, or a
+            concept without classes.
     """
-    index = {name: number for number, name in enumerate(class_names)}
-    return {name: _members(name, members, index) for name, members in concepts.items()}
+    numbers: dict[str, list[int]] = {}
+    for number, name in enumerate(class_names):
+        numbers.setdefault(name, []).append(number)
+    return {name: _members(name, members, numbers, len(class_names)) for name, members in concepts.items()}
 
 
-def _members(concept: str, members: Sequence[Any], index: Mapping[str, int]) -> tuple[int, ...]:
+def class_index(name: str, class_names: Sequence[str]) -> int:
+    """The index of the one class of this name.
+
+    Raises:
+        ModesError: no class has it (with the nearest names), or several have.
+    """
+    return _only(name, [number for number, each in enumerate(class_names) if each == name], class_names)
+
+
+def _members(concept: str, members: Sequence[Any], numbers: Mapping[str, list[int]], classes: int) -> tuple[int, ...]:
     if not members:
         raise ModesError(f"the concept {concept!r} lists no class: give it some or remove it")
-    return tuple(sorted({_class_index(concept, member, index) for member in members}))
+    return tuple(sorted({_member(concept, member, numbers, classes) for member in members}))
 
 
-def _class_index(concept: str, member: Any, index: Mapping[str, int]) -> int:
+def _member(concept: str, member: Any, numbers: Mapping[str, list[int]], classes: int) -> int:
     if isinstance(member, str):
-        if member not in index:
-            raise ModesError(f"the concept {concept!r} lists the unknown class {member!r}: {suggestion(member, index)}")
-        return index[member]
-    if not isinstance(member, int) or isinstance(member, bool) or not 0 <= member < len(index):
+        return _only(member, numbers.get(member, []), numbers, f"the concept {concept!r} lists the ")
+    if not isinstance(member, int) or isinstance(member, bool) or not 0 <= member < classes:
         raise ModesError(
-            f"the concept {concept!r} lists {member!r}: classes are names, or numbers from 0 to {len(index) - 1}"
+            f"the concept {concept!r} lists {member!r}: classes are names, or numbers from 0 to {classes - 1}"
         )
     return member
+
+
+def _only(name: str, found: Sequence[int], names: Iterable[str], where: str = "") -> int:
+    if not found:
+        raise ModesError(f"{where}unknown class {name!r}: {suggestion(name, names)}")
+    if len(found) > 1:
+        indices = f"{', '.join(map(str, found[:-1]))} and {found[-1]}"
+        raise ModesError(f"{where}ambiguous class {name!r}: classes {indices} have this name; give the number instead")
+    return found[0]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from codec_dist.modes.concepts import parse_concepts
+from codec_dist.modes.concepts import class_index, parse_concepts
 from codec_dist.modes.correlations import Correlations
 from codec_dist.modes.errors import ModesError
 from codec_dist.modes.specificity import Coverage, Specificity, coverage, specificity
@@ -91,7 +91,7 @@ class LayerModes:
         """The modes that correlate most with a class (index or name) on *select*, best first.
 
         Raises:
-            ModesError: no such class.
+            ModesError: no such class, or a name that several classes have.
         """
         index = self._class_index(target)
         return _top_modes(self.select.correlation[index], self.correlation[index], count)
@@ -144,9 +144,7 @@ class LayerModes:
         return rows
 
     def _class_index(self, target: int | str) -> int:
-        if isinstance(target, str) and target not in self.class_names:
-            raise ModesError(f"unknown class {target!r}: {suggestion(target, self.class_names)}")
-        index = self.class_names.index(target) if isinstance(target, str) else target
+        index = class_index(target, self.class_names) if isinstance(target, str) else target
         if not 0 <= index < len(self.class_names):
             raise ModesError(f"there is no class {index}: classes are numbered from 0 to {len(self.class_names) - 1}")
         return index

@@ -3,8 +3,9 @@
 import json
 
 import pytest
+import torch
 
-from codec_dist.modes import ModesError, load_concepts, parse_concepts
+from codec_dist.modes import Correlations, LayerModes, ModesError, load_concepts, parse_concepts
 
 CLASSES = ("tabby cat", "tiger cat", "beagle", "3")
 
@@ -18,6 +19,19 @@ def test_names_and_indices_become_ascending_indices_once_each(tmp_path):
 def test_unknown_class_is_named_with_the_nearest():
     with pytest.raises(ModesError, match=r"'pets' lists the unknown class 'tigre cat'.*tiger cat"):
         parse_concepts({"pets": ["beagle", "tigre cat"]}, CLASSES)
+
+
+def test_name_of_several_classes_is_refused_with_their_numbers():
+    classes = ("crane", "cardigan", "crane", "maillot", "crane")
+    with pytest.raises(ModesError, match="'birds' lists the ambiguous class 'crane': classes 0, 2 and 4 have"):
+        parse_concepts({"birds": ["crane"]}, classes)
+    assert parse_concepts({"birds": [0], "clothes": ["maillot", 4]}, classes) == {"birds": (0,), "clothes": (3, 4)}
+    counts = torch.full((5,), 2)
+    nothing = Correlations(10, 10, counts, torch.ones(1), torch.ones(1), torch.zeros(5, 1))
+    modes = LayerModes("blocks.0", "contribution-positive", "mode", nothing, nothing, 0.5, classes)
+    assert modes.top_modes("cardigan")
+    with pytest.raises(ModesError, match="ambiguous class 'crane': classes 0, 2 and 4 have this name"):
+        modes.top_modes("crane")
 
 
 @pytest.mark.parametrize("member", [4, -1, True, 1.5, None])
