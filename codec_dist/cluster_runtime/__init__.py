@@ -4,7 +4,7 @@ from codec_dist.cluster_runtime.errors import ClusterError
 from codec_dist.cluster_runtime.fold import Mergeable, map_fold
 from codec_dist.cluster_runtime.jobs import JobOutcome, submit_command, submit_job
 from codec_dist.cluster_runtime.session import Session, ray_session
-from codec_dist.cluster_runtime.slots import ActorSlots, actor_slots, worker_environment
+from codec_dist.cluster_runtime.slots import ActorSlots, actor_slots, cluster_device, worker_environment
 
 __all__ = [
     "ActorSlots",
@@ -13,6 +13,7 @@ __all__ = [
     "Mergeable",
     "Session",
     "actor_slots",
+    "cluster_device",
     "map_fold",
     "ray_session",
     "submit_command",

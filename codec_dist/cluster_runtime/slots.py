@@ -17,29 +17,49 @@ class ActorSlots:
     num_cpus: int
 
 
-def actor_slots(cluster: ClusterSection) -> ActorSlots:
-    """One actor per GPU of the running cluster, or per ``cpus_per_actor`` CPUs where it has no GPU.
+def cluster_device() -> str:
+    """``cuda`` if a node of the running cluster has a GPU now, else ``cpu``.
+
+    Raises:
+        ClusterError: Ray is not initialised.
+    """
+    return "cuda" if any(node.get("GPU", 0) >= 1 for node in _nodes()) else "cpu"
+
+
+def actor_slots(cluster: ClusterSection, device: str | None = None, *, wait: bool = False) -> ActorSlots:
+    """One actor per GPU of the running cluster (device ``cuda``), or per ``cpus_per_actor`` CPUs (``cpu``).
 
     ``cluster.actors`` replaces the number; actors beyond the room wait until nodes join. Call it again
     to see nodes that joined since.
 
+    Args:
+        cluster: what an actor needs.
+        device: ``cuda`` or ``cpu``; default: :func:`cluster_device`.
+        wait: no room now is no error; one actor at least then waits for it.
+
     Raises:
         ClusterError: Ray is not initialised, or no node has room for one actor.
     """
-    if not ray.is_initialized():
-        raise ClusterError("no Ray session is open: call this inside `with ray_session(...)`")
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    with_gpus = any(node.get("GPU", 0) >= 1 for node in nodes)
+    on_gpu = (device or cluster_device()) == "cuda"
+    nodes = [node for node in _nodes() if not on_gpu or node.get("GPU", 0) >= 1]
     room = 0
     for node in nodes:
         by_cpus = int(node.get("CPU", 0)) // cluster.cpus_per_actor
-        room += min(by_cpus, int(node.get("GPU", 0))) if with_gpus else by_cpus
-    if not room:
+        room += min(by_cpus, int(node["GPU"])) if on_gpu else by_cpus
+    if not room and not wait:
         largest = max((int(node.get("CPU", 0)) for node in nodes), default=0)
         raise ClusterError(
-            f"cluster.cpus_per_actor is {cluster.cpus_per_actor}, but the largest node has {largest} CPUs: lower it"
+            f"cluster.cpus_per_actor is {cluster.cpus_per_actor}, but the largest node{' with a GPU' * on_gpu} has "
+            f"{largest} CPUs: lower it"
         )
-    return ActorSlots(cluster.actors or room, int(with_gpus), cluster.cpus_per_actor)
+    return ActorSlots(cluster.actors or max(room, 1), int(on_gpu), cluster.cpus_per_actor)
+
+
+def _nodes() -> list[dict[str, float]]:
+    """The resources of each node that is alive."""
+    if not ray.is_initialized():
+        raise ClusterError("no Ray session is open: call this inside `with ray_session(...)`")
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def worker_environment(num_cpus: float, num_gpus: float) -> dict[str, str]:

@@ -29,13 +29,15 @@ class FailedShard:
     reason: str
 
 
-@dataclass
+@dataclass(eq=False)
 class _Pending:
     """A shard that waits for an actor."""
 
     number: int
     attempts: int = 0
     tried_by: set[int] = field(default_factory=set)
+    suspect: bool = False
+    """An actor was lost while it had this shard and another: it is handed out alone from then on."""
 
 
 @dataclass
@@ -46,6 +48,9 @@ class _Actor:
     handle: Any
     starting: "ray.ObjectRef | None"
     """Ends when the model is loaded; None from then on."""
+    placing: "ray.ObjectRef | None"
+    """Ends when the actor has its place and runs; None from then on."""
+    placed_since: float | None = None
     in_flight: "dict[ray.ObjectRef, _Pending]" = field(default_factory=dict)
     """In the order given; the actor computes the first."""
     given: int = 0
@@ -60,10 +65,14 @@ class Coordinator:
         plan: what every actor is told.
         shards: the shards by number.
         on_receipt: called with each finished shard, in the order in which they end.
+        device: ``cuda`` or ``cpu``, of every actor.
     """
 
-    def __init__(self, plan: Plan, shards: Sequence[ShardInfo], on_receipt: Callable[[Receipt], None]) -> None:
+    def __init__(
+        self, plan: Plan, shards: Sequence[ShardInfo], on_receipt: Callable[[Receipt], None], device: str
+    ) -> None:
         self._plan, self._shards, self._on_receipt = plan, shards, on_receipt
+        self._device = device
         self._cluster = plan.config.cluster
         self._queue: deque[_Pending] = deque()
         self._actors: list[_Actor] = []
@@ -101,7 +110,7 @@ class Coordinator:
         """Start actors up to the cluster's slots (which may grow), but no more than there is work for."""
         now = time.monotonic()
         if now >= self._next_count:
-            self._slots = actor_slots(self._cluster)
+            self._slots = actor_slots(self._cluster, self._device, wait=self._any_started)
             self._next_count = now + SECONDS_BETWEEN_COUNTS
         busy = sum(bool(actor.in_flight) for actor in self._actors)
         wanted = min(self._slots.count, busy + len(self._queue))
@@ -123,7 +132,7 @@ class Coordinator:
             runtime_env={"env_vars": worker_environment(slots.num_cpus, slots.num_gpus)},
         )
         handle = actor_class.remote(self._plan, bool(slots.num_gpus), self._serial)
-        self._actors.append(_Actor(self._serial, handle, handle.prepare.remote()))
+        self._actors.append(_Actor(self._serial, handle, handle.prepare.remote(), handle.greet.remote()))
         self._serial += 1
 
     def _hand_out(self) -> None:
@@ -135,8 +144,12 @@ class Coordinator:
                     self._give_next(actor)
 
     def _give_next(self, actor: _Actor) -> None:
+        if any(pending.suspect for pending in actor.in_flight.values()):
+            return
         others = {other.serial for other in self._actors if other is not actor and other.starting is None}
         for pending in self._queue:
+            if pending.suspect and actor.in_flight:
+                continue
             # A shard that failed here waits for another actor, if there is one.
             if actor.serial not in pending.tried_by or not others - pending.tried_by:
                 break
@@ -152,8 +165,10 @@ class Coordinator:
 
     def _collect(self) -> None:
         """Wait for the next news from any actor, and act on it."""
-        owners = {actor.starting: actor for actor in self._actors if actor.starting is not None}
-        owners |= {reference: actor for actor in self._actors for reference in actor.in_flight}
+        owners: dict[ray.ObjectRef, _Actor] = {}
+        for actor in self._actors:
+            news = [actor.placing, actor.starting, *actor.in_flight]
+            owners |= {reference: actor for reference in news if reference is not None}
         if not owners:
             return
         ready, _ = ray.wait(list(owners), num_returns=1, timeout=SECONDS_BETWEEN_LOOKS)
@@ -166,39 +181,62 @@ class Coordinator:
             outcome = ray.get(reference)
         except ray.exceptions.RayError as error:
             # The actor, its node or its memory is gone; whatever it had is handed out again.
-            self._end_actor(actor, f"its actor was lost ({type(error).__name__}): {_first_sentence(error)}")
+            self._lose_actor(actor, f"its actor was lost ({type(error).__name__}): {_first_sentence(error)}")
             return
-        if reference == actor.starting:
+        if reference == actor.placing:
+            actor.placing, actor.placed_since = None, time.monotonic()
+        elif reference == actor.starting:
             actor.starting = None
             if isinstance(outcome, Failure):
                 self._end_actor(actor, outcome.reason, failed_to_start=True)
             else:
                 self._any_started = True
-            return
-        pending = actor.in_flight.pop(reference)
-        actor.head_since = time.monotonic()
-        if isinstance(outcome, Failure):
-            self._count_failure(pending, actor, outcome.reason)
         else:
+            self._settle_shard(actor, reference, outcome)
+
+    def _settle_shard(self, actor: _Actor, reference: "ray.ObjectRef", outcome: Receipt | Failure) -> None:
+        if reference == next(iter(actor.in_flight)):
+            actor.head_since = time.monotonic()
+        pending = actor.in_flight.pop(reference)
+        if isinstance(outcome, Receipt):
             self._on_receipt(outcome)
+            return
+        self._count_failure(pending, actor, outcome.reason)
+        if outcome.broken:
+            # Such as a CUDA context that no kernel can use any more.
+            self._end_actor(actor, outcome.reason)
 
     def _end_overdue(self) -> None:
         limit = self._cluster.shard_timeout_seconds
         now = time.monotonic()
         for actor in list(self._actors):
-            if actor.in_flight and now - actor.head_since > limit:
-                self._end_actor(actor, f"it took longer than cluster.shard_timeout_seconds ({limit:g} s)")
+            if actor.starting is not None and actor.placed_since is not None and now - actor.placed_since > limit:
+                reason = f"loading the model took longer than cluster.shard_timeout_seconds ({limit:g} s)"
+                self._end_actor(actor, reason, failed_to_start=True)
+            elif actor.in_flight and now - actor.head_since > limit:
+                # It computes the first; the one that waits is not to blame.
+                pending = actor.in_flight.pop(next(iter(actor.in_flight)))
+                reason = f"it took longer than cluster.shard_timeout_seconds ({limit:g} s)"
+                self._end_actor(actor, reason)
+                self._count_failure(pending, actor, reason)
+
+    def _lose_actor(self, actor: _Actor, reason: str) -> None:
+        """Count the one shard of a lost actor as failed; of two, find out which it is by handing them out alone."""
+        shards = list(actor.in_flight.values())
+        if len(shards) == 1:
+            actor.in_flight.clear()
+            self._count_failure(shards[0], actor, reason)
+        for pending in shards:
+            pending.suspect = True
+        self._end_actor(actor, reason)
 
     def _end_actor(self, actor: _Actor, reason: str, *, failed_to_start: bool = False) -> None:
-        """End an actor; the shard that it computed counts as failed once, the one that waited does not."""
+        """End an actor; the shards that it still has are handed out again and do not count as failed."""
         ray.kill(actor.handle)
         self._actors.remove(actor)
         if failed_to_start or actor.starting is not None:
             self._failed_starts.append(reason)
-        shards = list(actor.in_flight.values())
-        self._queue.extendleft(reversed(shards[1:]))
-        for pending in shards[:1]:
-            self._count_failure(pending, actor, reason)
+        self._queue.extendleft(reversed(actor.in_flight.values()))
 
     def _count_failure(self, pending: _Pending, actor: _Actor, reason: str) -> None:
         pending.attempts += 1

@@ -3,7 +3,7 @@
 import inspect
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -45,10 +45,18 @@ class Plan:
     quantities: tuple[str, ...]
     complete_layers: tuple[str, ...]
     """Layers whose samples have a completeness residual."""
+    target: str
+    identity: Mapping[str, Any]
+    """All that the stored numbers depend on."""
+
+    @property
+    def store_exists(self) -> bool:
+        """Whether the store was made already."""
+        return (self.store / "arrays.zarr").exists()
 
 
 def make_plan(config: Config) -> tuple[Plan, tuple[ShardInfo, ...]]:
-    """Check all that can be checked without an actor, and make the store or find it to be the same.
+    """Check all that can be checked without an actor, also that a store which exists is of the same identity.
 
     Returns:
         The plan, and the shards in the order of their numbers in the store.
@@ -78,17 +86,35 @@ def make_plan(config: Config) -> tuple[Plan, tuple[ShardInfo, ...]]:
         layers=attributor.channels,
         quantities=tuple(first.quantities()),
         complete_layers=tuple(layer for layer, result in trial.items() if result.completeness is not None),
+        target=attributor.target.name,
+        identity=_identity(config, index, loaded, attributor),
     )
+    if plan.store_exists:
+        # Another identity is refused here, before Ray starts.
+        open_store(plan, index.shards)
+    return plan, index.shards
+
+
+def open_store(plan: Plan, shards: Sequence[ShardInfo], device: str | None = None) -> str | None:
+    """Make the plan's store for rows computed on ``device`` (``cuda`` or ``cpu``), or find it to be the same.
+
+    Returns:
+        The device of the store, which is the one that it was made with; None if the store does not tell.
+
+    Raises:
+        StoreError: the store at the run's place was made with other settings.
+    """
     create_store(
         plan.store,
-        identity=_identity(config, index, loaded, attributor),
+        identity=plan.identity,
         layers=plan.layers,
-        targets=[attributor.target.name],
+        targets=[plan.target],
         quantities=plan.quantities,
-        shards=[(shard.name, shard.samples) for shard in index.shards],
-        dtype=config.attribution.dtype,
+        shards=[(shard.name, shard.samples) for shard in shards],
+        dtype=plan.config.attribution.dtype,
+        settings={"device": device},
     )
-    return plan, index.shards
+    return ContributionStore(plan.store).settings.get("device")
 
 
 def build_attributor(config: Config, loaded: LoadedModel) -> Attributor:
@@ -104,16 +130,17 @@ def build_attributor(config: Config, loaded: LoadedModel) -> Attributor:
     )
 
 
-def check_free_space(plan: Plan, pending: int) -> None:
-    """Refuse to start ``pending`` shards that the disk cannot hold.
+def check_free_space(plan: Plan, shards: Sequence[ShardInfo]) -> None:
+    """Refuse to start shards that the disk cannot hold.
 
     Raises:
         ExtractionError: with what is needed and what is free.
     """
     row_bytes = sum(plan.layers.values()) * len(plan.quantities) * np.dtype(plan.config.attribution.dtype).itemsize
-    rows = pending * ContributionStore(plan.store).block_rows
+    rows = len(shards) * max(shard.samples for shard in shards)
     needed = int(rows * row_bytes * SPARE_FACTOR) + SPARE_BYTES
-    free = shutil.disk_usage(plan.store).free
+    existing = next(folder for folder in (plan.store.absolute(), *plan.store.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise ExtractionError(
             f"the store {plan.store} needs about {needed / 1e9:,.2f} GB more, but {free / 1e9:,.2f} GB are free there: "

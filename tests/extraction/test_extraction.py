@@ -12,16 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 from PIL import Image
 
 from codec_dist.attribution import Attributor, IntegratedGradients, TopK
-from codec_dist.cluster_runtime import Session
+from codec_dist.cluster_runtime import Session, cluster_device
 from codec_dist.config import Config, save_config
 from codec_dist.extraction import ExtractionError, extract
+from codec_dist.extraction.coordinator import Coordinator
+from codec_dist.extraction.plan import make_plan, open_store
+from codec_dist.extraction.worker import Receipt
 from codec_dist.models import load_model
 from codec_dist.shards import load_index, read_shard
-from codec_dist.store import ContributionStore, Ledger
+from codec_dist.store import ContributionStore, Ledger, finish_store
 from codec_dist.tracking import Tracker, read_metrics
 
 MakeConfig = Callable[..., Config]
@@ -39,15 +43,19 @@ def _digest(config: Config) -> str:
 
 
 def _worker_pids() -> set[int]:
-    """Processes of extraction actors: Ray names them after their class."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    """Extraction actors of this session's own Ray, whose processes descend from this one; Ray names them."""
+    names: dict[int, str] = {}
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if path.read_bytes().startswith(b"ray::ShardWorker"):
-                found.add(int(path.parent.name))
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            names[int(folder.name)] = (folder / "cmdline").read_bytes().decode(errors="replace")
         except OSError:
-            continue
-    return found
+            continue  # ended meanwhile
+    found = {os.getpid()}
+    while new := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= new
+    return {pid for pid in found if names.get(pid, "").startswith("ray::ShardWorker")}
 
 
 class ActsAtShard(Tracker):
@@ -102,7 +110,19 @@ def test_number_of_actors_does_not_change_the_digest(
     ray_cluster: Session, make_config: MakeConfig, reference: ContributionStore
 ) -> None:
     config = make_config(cluster={"actors": 2}, data={"decode_threads": 2})
-    extract(config)
+    plan, shards = make_plan(config)
+    assert open_store(plan, shards, cluster_device()) == "cpu"
+    receipts: list[Receipt] = []
+
+    def enter(receipt: Receipt) -> None:
+        receipts.append(receipt)
+        # The first to start does not run away with all shards before the other one is there.
+        ray.get([actor.starting for actor in coordinator._actors if actor.starting is not None])
+
+    coordinator = Coordinator(plan, shards, enter, "cpu")
+    assert coordinator.run(range(6)) == []
+    assert {receipt.actor for receipt in receipts} == {0, 1}
+    finish_store(plan.store)
     assert _digest(config) == reference.digest()
 
 
@@ -213,9 +233,37 @@ def test_bad_samples_are_dropped_named_and_limited(
 
 @pytest.mark.slow
 def test_shard_that_hangs_is_timed_out_and_named(ray_cluster: Session, make_config: MakeConfig) -> None:
-    # No shard can be done in a microsecond, so every one is taken away from its actor.
+    config = make_config(cluster={"actors": 1, "attempts": 1, "shard_timeout_seconds": 15})
+    stopped: set[int] = set()
+
+    def stop() -> None:
+        stopped.update(_worker_pids())
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+
+    try:
+        with (
+            ActsAtShard(config, 2, stop) as tracker,
+            pytest.raises(ExtractionError, match=r"1 of 6 .*\.tar: it took longer than .*shard_timeout_seconds"),
+        ):
+            extract(config, tracker)
+    finally:
+        for pid in stopped & _worker_pids():
+            os.kill(pid, signal.SIGKILL)
+    assert len(Ledger(_store(config).path).done()) == 5
+
+
+def test_model_that_never_loads_is_timed_out(ray_cluster: Session, make_config: MakeConfig) -> None:
+    # No model loads in a microsecond.
     config = make_config(data={"limit": 20}, cluster={"actors": 1, "attempts": 1, "shard_timeout_seconds": 1e-6})
-    with pytest.raises(ExtractionError, match=r"digits-000000\.tar: it took longer than .*shard_timeout_seconds"):
+    with pytest.raises(ExtractionError, match=r"no actor can start: loading the model took .*shard_timeout_seconds"):
+        extract(config)
+
+
+def test_store_of_gpus_is_not_continued_on_cpus(ray_cluster: Session, make_config: MakeConfig) -> None:
+    config = make_config()
+    open_store(*make_plan(config), "cuda")
+    with pytest.raises(ExtractionError, match=r"begun on GPUs.* no node has a GPU now"):
         extract(config)
 
 

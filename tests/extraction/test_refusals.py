@@ -14,7 +14,7 @@ import ray
 from codec_dist.attribution import AttributionError
 from codec_dist.config import Config
 from codec_dist.extraction import ExtractionError, extract
-from codec_dist.extraction.plan import check_free_space, make_plan
+from codec_dist.extraction.plan import check_free_space, make_plan, open_store
 from codec_dist.models import ModelError
 from codec_dist.shards import ShardError, digits, pack
 from codec_dist.store import ContributionStore, StoreError
@@ -67,7 +67,7 @@ def test_truncated_shard_is_refused_with_its_name(make_config: MakeConfig, packe
 
 
 def test_store_of_another_config_is_refused_with_the_difference(make_config: MakeConfig) -> None:
-    make_plan(make_config())
+    open_store(*make_plan(make_config()), "cpu")
     method = {"name": "integrated_gradients", "options": {"steps": 20}}
     with pytest.raises(StoreError, match=r"attribution\.method\.options\.steps: 2 in the store, 20 asked"):
         extract(make_config(attribution={"method": method}))
@@ -79,7 +79,10 @@ def test_places_and_numbers_of_actors_do_not_make_another_store(
     make_config: MakeConfig, packed: Path, tmp_path: Path
 ) -> None:
     method = {"name": "integrated_gradients", "options": {"steps": 2, "baseline": "zeros"}}
-    first, _ = make_plan(make_config())
+    first, shards = make_plan(make_config())
+    assert open_store(first, shards, "cpu") == "cpu"
+    # A store keeps the kind of device that it was made with.
+    assert open_store(first, shards, "cuda") == "cpu"
     moved = shutil.copytree(packed, tmp_path / "moved")
     second, _ = make_plan(
         make_config(
@@ -144,7 +147,7 @@ def test_a_few_unlabelled_and_broken_samples_do_not_hinder_the_plan(make_config:
 
 
 def test_disk_that_cannot_hold_the_store_is_refused(make_config: MakeConfig) -> None:
-    plan, _ = make_plan(make_config())
-    check_free_space(plan, 6)
+    plan, shards = make_plan(make_config())
+    check_free_space(plan, shards)
     with pytest.raises(ExtractionError, match=r"needs about .* GB more, but .* GB are free"):
-        check_free_space(plan, 10**12)
+        check_free_space(plan, [dataclasses.replace(shards[0], samples=10**12)])
