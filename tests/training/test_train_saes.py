@@ -128,7 +128,7 @@ from codec_dist.training import train_saes
 
 run, cluster = Path(sys.argv[1]), ClusterSection(address=sys.argv[2])
 groups = tuple(SaeGroup(**group) for group in json.loads(sys.argv[3]))
-sae, disabled = SaeSection(groups=groups, evaluations=2, checkpoints=2), TrackingSection(mode="disabled")
+sae, disabled = SaeSection(groups=groups, evaluations=2, checkpoints=1), TrackingSection(mode="disabled")
 with ray_session(cluster):
     try:
         train_saes(run / "store", run / "split.parquet", groups, sae, run, 7, cluster, disabled, name="test")
