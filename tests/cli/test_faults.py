@@ -42,7 +42,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     # Stages that were done before, and progress, may be told above; the fault is the last line, alone.
     *told, last = capsys.readouterr().err.splitlines()
     assert last.startswith("error: ")
-    assert all(line.startswith(("prepare: ", "extract: ")) for line in told), told
+    assert all(line.startswith(("pack: ", "prepare: ", "extract: ")) for line in told), told
     return last
 
 
@@ -81,7 +81,7 @@ def test_unknown_layer_is_answered_with_the_nearest(config: Path, capsys: pytest
     ("fault", "message"),
     [
         ("missing", "there is no weights file"),
-        ("another model", "head.weight"),
+        ("another model", "missing stem.0.weight"),
         ("another shape", "head.weight"),
         ("no weights at all", "weights.safetensors"),
     ],
