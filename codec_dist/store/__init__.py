@@ -2,7 +2,7 @@
 
 from codec_dist.store.creation import create_store
 from codec_dist.store.digest import RowSum
-from codec_dist.store.errors import StoreError
+from codec_dist.store.errors import LeaseError, StoreError, StoreFullError
 from codec_dist.store.info import StoreInfo
 from codec_dist.store.ledger import Ledger, Marker
 from codec_dist.store.reading import Block, ContributionStore
@@ -16,7 +16,9 @@ __all__ = [
     "Ledger",
     "Marker",
     "RowSum",
+    "LeaseError",
     "StoreError",
+    "StoreFullError",
     "StoreInfo",
     "create_store",
     "finish_store",

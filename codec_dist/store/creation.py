@@ -1,23 +1,22 @@
 """Making a store, and refusing to mix the numbers of two configs in one."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import zarr
-
+from codec_dist.store.encoding import COMPRESSORS, group_files
 from codec_dist.store.errors import StoreError
-from codec_dist.store.layout import ARRAYS, DTYPES, Layout, plain_json, read_layout
+from codec_dist.store.layout import ARRAYS, DTYPES, GROUP, Layout, plain_json, read_layout
+from codec_dist.store.ledger import marker_numbers
+from codec_dist.store.place import Place, open_place
 
 SHOWN_DIFFERENCES = 6
 ABSENT = object()
 
 
 def create_store(
-    path: str | Path,
+    path: str | Path | Place,
     *,
     identity: Mapping[str, Any],
     layers: Mapping[str, int],
@@ -26,13 +25,17 @@ def create_store(
     shards: Sequence[tuple[str, int]],
     dtype: str = "float32",
     settings: Mapping[str, Any] = {},
+    compression: str = "none",
+    sharding: int | None = None,
 ) -> None:
     """Make a store, or check that an existing one is of the same identity.
 
-    The arrays appear at once, by one rename: a process that is killed here leaves no half store.
+    On disk the arrays appear at once, by one rename: a process that is killed here leaves no half store. In an
+    object store the group's metadata come first and decide for all who make it; the next call adds what is
+    missing.
 
     Args:
-        path: folder of the store.
+        path: folder of the store, or its URL.
         identity: all that the numbers depend on, as nested JSON values.
         layers: layer key → channels.
         targets: names of the targets of contributions; plain quantity names mean the first.
@@ -40,21 +43,36 @@ def create_store(
         shards: name and number of samples of each shard; the place in this list is the shard number.
         dtype: float16, float32 or float64.
         settings: what was chosen by measuring; an existing store keeps its own.
+        compression: ``none``, ``lz4`` or ``zstd``; an existing store keeps its own.
+        sharding: rows of a chunk, if all chunks of a shard's block in an array are to be one file; by default
+            a block is as few chunks as possible and each is a file. An existing store keeps its own.
 
     Raises:
         StoreError: a store of another identity (the differing fields are spelled out), something else at
             ``path``, or arguments that describe no store.
     """
-    path = Path(path)
     layout = Layout(
-        path, plain_json(identity), dict(layers), tuple(targets), tuple(quantities),
-        tuple((name, int(samples)) for name, samples in shards), dtype, plain_json(settings),
+        open_place(path), plain_json(identity), dict(layers), tuple(targets), tuple(quantities),
+        tuple((name, int(samples)) for name, samples in shards), dtype, plain_json(settings), compression, sharding,
     )  # fmt: skip
     _check_arguments(layout)
-    if not layout.arrays.exists():
-        _check_no_remains(layout)
-        _create_arrays(layout)
-    _check_same_identity(read_layout(path), layout)
+    try:
+        if layout.place.size(GROUP) is None:
+            _check_no_remains(layout)
+            layout.place.publish(ARRAYS, group_files(layout), first="zarr.json")
+        found = read_layout(layout.place)
+        _check_same_identity(found, layout)
+        add_missing_metadata(found)
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise StoreError(f"cannot make a store at {layout.place}: {reason}") from error
+
+
+def add_missing_metadata(layout: Layout) -> None:
+    """Write the metadata of arrays that a store has lost, or never got because its maker was killed."""
+    files = {f"{ARRAYS}/{name}": content for name, content in group_files(layout).items()}
+    missing = [name for name, size in zip(files, layout.place.map(layout.place.size, files)) if size is None]
+    layout.place.map(lambda name: layout.place.write(name, files[name]), missing)
 
 
 def _check_arguments(layout: Layout) -> None:
@@ -62,6 +80,10 @@ def _check_arguments(layout: Layout) -> None:
         raise StoreError(f"a store needs layers with at least one channel each: found {layout.layers}")
     if layout.dtype not in DTYPES:
         raise StoreError(f"a store cannot hold the type {layout.dtype!r}: choose one of {', '.join(DTYPES)}")
+    if layout.compression not in COMPRESSORS:
+        raise StoreError(f"unknown compression {layout.compression!r}: choose one of {', '.join(COMPRESSORS)}")
+    if layout.sharding is not None and layout.sharding < 1:
+        raise StoreError(f"a chunk in a sharded file has at least 1 row: found sharding={layout.sharding}")
     names = [name for name, _ in layout.shards]
     if not names or len(set(names)) < len(names) or min(samples for _, samples in layout.shards) < 0:
         raise StoreError(f"a store needs shards of different names with their numbers of samples: found {len(names)}")
@@ -69,40 +91,10 @@ def _check_arguments(layout: Layout) -> None:
 
 
 def _check_no_remains(layout: Layout) -> None:
-    if layout.path.exists() and not layout.path.is_dir():
-        raise StoreError(f"cannot make a store at {layout.path}: it is a file; choose another path")
-    if any((layout.path / "ledger").glob("[0-9]*.json")):
+    if marker_numbers(layout):
         raise StoreError(
-            f"{layout.path} has a ledger but no {ARRAYS}: its numbers are lost; remove the folder and extract anew"
+            f"{layout.place} has a ledger but no {ARRAYS}: its numbers are lost; remove the folder and extract anew"
         )
-
-
-def _create_arrays(layout: Layout) -> None:
-    layout.path.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{ARRAYS}.", suffix=".partial", dir=layout.path))
-    try:
-        group = zarr.create_group(work / ARRAYS, zarr_format=3, attributes=layout.attributes())
-        rows = len(layout.shards) * layout.block_rows
-        for layer, channels in layout.layers.items():
-            for quantity in layout.quantities:
-                group.create_array(
-                    layout.array_path(layer, quantity),
-                    shape=(rows, channels),
-                    chunks=(layout.chunk_rows, channels),
-                    dtype=layout.dtype,
-                    compressors=None,
-                    fill_value=0,
-                    attributes={"layer": layer, "quantity": layout.quantities[quantity].full_name},
-                    dimension_names=("row", "channel"),
-                )
-        try:
-            (work / ARRAYS).rename(layout.arrays)
-        except OSError:
-            # Another process was faster; the caller compares identities.
-            if not layout.arrays.exists():
-                raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _check_same_identity(found: Layout, asked: Layout) -> None:
@@ -113,7 +105,7 @@ def _check_same_identity(found: Layout, asked: Layout) -> None:
     more = len(differences) - SHOWN_DIFFERENCES
     rest = f"; and {more} more" if more > 0 else ""
     raise StoreError(
-        f"the store {found.path} was made with other settings: {shown}{rest}. "
+        f"the store {found.place} was made with other settings: {shown}{rest}. "
         "Choose another run directory, or give the settings of the store"
     )
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +13,8 @@ from codec_dist.store.ledger import Marker
 class StoreInfo:
     """A summary of a store."""
 
-    path: Path
+    path: str
+    """Folder or URL."""
     identity: str
     """Identity hash."""
     layers: dict[str, int]
@@ -30,8 +30,11 @@ class StoreInfo:
     """Samples of the finished shards that have no row."""
     block_rows: int
     chunk_rows: int
+    compression: str
+    sharded: bool
+    """Whether all chunks of a block are in one file."""
     bytes: int
-    """Size of the finished blocks, padding included."""
+    """Size of the finished blocks, padding included, before compression."""
     seconds: float
     """Sum of the times that the finished shards took."""
 
@@ -40,7 +43,7 @@ class StoreInfo:
         """Summary of a store with these finished shards."""
         row_bytes = sum(layout.layers.values()) * len(layout.quantities) * np.dtype(layout.dtype).itemsize
         return cls(
-            path=layout.path,
+            path=str(layout.place),
             identity=layout.identity_hash,
             layers=dict(layout.layers),
             quantities=tuple(layout.quantities),
@@ -52,6 +55,8 @@ class StoreInfo:
             dropped=sum(len(marker.dropped) for marker in markers.values()),
             block_rows=layout.block_rows,
             chunk_rows=layout.chunk_rows,
+            compression=layout.compression,
+            sharded=layout.sharding is not None,
             bytes=row_bytes * layout.block_rows * len(markers),
             seconds=sum(marker.seconds for marker in markers.values()),
         )
@@ -61,17 +66,22 @@ class StoreInfo:
         """Whether every shard is done."""
         return self.shards_done == self.shards
 
+    @property
+    def _form(self) -> str:
+        packed = "" if self.compression == "none" else f", compressed ({self.compression})"
+        return packed + (", one file per block" if self.sharded else "")
+
     def __str__(self) -> str:
         state = "complete" if self.complete else f"{self.shards - self.shards_done:,} pending"
         lines = [
-            ("store", str(self.path)),
+            ("store", self.path),
             ("identity", self.identity[:16]),
             ("shards", f"{self.shards_done:,} of {self.shards:,} done ({state})"),
             ("samples", f"{self.samples:,} ({self.dropped:,} dropped)"),
             ("quantities", ", ".join(self.quantities)),
             ("targets", ", ".join(self.targets) or "none"),
             ("size", f"{self.bytes / 1e6:,.1f} MB of {self.dtype}"),
-            ("blocks", f"{self.block_rows:,} rows in chunks of {self.chunk_rows:,}"),
+            ("blocks", f"{self.block_rows:,} rows in chunks of {self.chunk_rows:,}{self._form}"),
             ("time", f"{self.seconds:,.1f} s over all shards"),
         ]
         width = max(len(layer) for layer in self.layers)

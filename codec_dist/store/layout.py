@@ -9,25 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 
 from codec_dist.store.errors import StoreError
+from codec_dist.store.place import LocalPlace, Place, open_place
 from codec_dist.store.quantities import Quantity, stored_quantities
 from codec_dist.utils import escape_name, hash_json, suggestion
 
 FORMAT_NAME = "codec_dist contribution store"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DTYPES = ("float16", "float32", "float64")
 LARGEST_CHUNK = 16 * 1024 * 1024
 ARRAYS = "arrays.zarr"
 SAMPLES = "samples.parquet"
+GROUP = f"{ARRAYS}/zarr.json"
 
 
 @dataclass(frozen=True)
 class Layout:
     """What a store holds and where; equal for every process that opens it."""
 
-    path: Path
+    place: Place
     identity: dict[str, Any]
     """What the numbers depend on, as the maker of the store gave it."""
     layers: dict[str, int]
@@ -40,6 +41,9 @@ class Layout:
     dtype: str
     settings: dict[str, Any]
     """Whatever was chosen by measuring when the store was made."""
+    compression: str = "none"
+    sharding: int | None = None
+    """Rows of a chunk where all chunks of a block are in one file (a Zarr shard); None: a file for each chunk."""
 
     @cached_property
     def quantities(self) -> dict[str, Quantity]:
@@ -53,7 +57,12 @@ class Layout:
 
     @cached_property
     def chunk_rows(self) -> int:
-        """Rows of a chunk: the block, divided evenly so that the widest layer's chunk has at most 16 MiB."""
+        """Rows of a chunk: as ``sharding`` says, else the block, divided evenly into chunks of at most 16 MiB.
+
+        Of the widest layer, that is; the chunks of all layers have equally many rows.
+        """
+        if self.sharding is not None:
+            return min(self.sharding, self._largest_shard)
         row_bytes = max(self.layers.values()) * np.dtype(self.dtype).itemsize
         most_rows = max(1, LARGEST_CHUNK // row_bytes)
         return math.ceil(self._largest_shard / math.ceil(self._largest_shard / most_rows))
@@ -77,8 +86,32 @@ class Layout:
         }
 
     @property
-    def arrays(self) -> Path:
-        return self.path / ARRAYS
+    def path(self) -> Path:
+        """The store's folder on disk.
+
+        Raises:
+            StoreError: the store is at a URL.
+        """
+        if not isinstance(self.place, LocalPlace):
+            raise StoreError(f"the store {self.place} is at a URL: this needs one in a local folder, copy it there")
+        return self.place.path
+
+    def parts(self, rows: int) -> int:
+        """Number of chunks with any of the first ``rows`` rows of a block."""
+        return math.ceil(rows / self.chunk_rows)
+
+    def array_folder(self, layer: str, quantity: str) -> str:
+        """Folder of an array."""
+        return f"{ARRAYS}/{self.array_path(layer, quantity)}"
+
+    def file_parts(self) -> range:
+        """The parts of a block that begin a file: all its chunks, or the first alone where chunks are sharded."""
+        return range(1 if self.sharding else self.parts(self.block_rows))
+
+    def chunk_file(self, layer: str, quantity: str, shard_number: int, part: int) -> str:
+        """File with the chunk number ``part`` of a shard's block."""
+        number = shard_number if self.sharding else shard_number * self.parts(self.block_rows) + part
+        return f"{self.array_folder(layer, quantity)}/c/{number}/0"
 
     def array_path(self, layer: str, quantity: str) -> str:
         """Path of an array in the Zarr group."""
@@ -88,11 +121,11 @@ class Layout:
         """First row of a shard's block."""
         return shard_number * self.block_rows
 
-    def marker_path(self, shard_number: int) -> Path:
-        return self.path / "ledger" / f"{shard_number:06d}.json"
+    def marker_file(self, shard_number: int) -> str:
+        return f"ledger/{shard_number:06d}.json"
 
-    def samples_path(self, shard_number: int) -> Path:
-        return self.path / "samples" / f"{shard_number:06d}.parquet"
+    def samples_file(self, shard_number: int) -> str:
+        return f"samples/{shard_number:06d}.parquet"
 
     def channels(self, layer: str) -> int:
         """Channels of a layer.
@@ -101,13 +134,13 @@ class Layout:
             StoreError: the store does not hold the layer; the nearest names are given.
         """
         if layer not in self.layers:
-            raise StoreError(f"the store {self.path} holds no layer {layer!r}: {suggestion(layer, self.layers)}")
+            raise StoreError(f"the store {self.place} holds no layer {layer!r}: {suggestion(layer, self.layers)}")
         return self.layers[layer]
 
     def check_shard(self, shard_number: int) -> None:
         """Raise StoreError unless there is a shard of this number."""
         if not 0 <= shard_number < len(self.shards):
-            raise StoreError(f"there is no shard {shard_number} in the store {self.path}: it has {len(self.shards)}")
+            raise StoreError(f"there is no shard {shard_number} in the store {self.place}: it has {len(self.shards)}")
 
     def attributes(self) -> dict[str, Any]:
         """The attributes of the Zarr group, from which :func:`read_layout` makes this layout again."""
@@ -121,6 +154,8 @@ class Layout:
             "dtype": self.dtype,
             "block_rows": self.block_rows,
             "chunk_rows": self.chunk_rows,
+            "compression": self.compression,
+            "sharding": self.sharding,
             "settings": self.settings,
             "shards": [[name, samples] for name, samples in self.shards],
         }
@@ -130,30 +165,24 @@ class Layout:
         return max(1, *(samples for _, samples in self.shards))
 
 
-def read_layout(path: str | Path) -> Layout:
+def read_layout(location: str | Path | Place) -> Layout:
     """The layout of an existing store.
 
     Raises:
-        StoreError: there is no store, or one of a format that this version does not read.
+        StoreError: there is no store, one of a format that this version does not read, or it cannot be reached.
     """
-    path = Path(path)
-    try:
-        attributes = zarr.open_group(path / ARRAYS, mode="r", zarr_format=3).attrs.asdict()
-    except (FileNotFoundError, ValueError, OSError) as error:
-        found = f"it has no readable {ARRAYS}" if path.is_dir() else "there is no such folder"
-        raise StoreError(
-            f"{path} is not a contribution store: {found}; check the path or run `codec-dist extract`"
-        ) from error
+    place = open_place(location)
+    attributes = _read_attributes(place)
     kind = attributes.get("format")
     if not isinstance(kind, dict) or kind.get("name") != FORMAT_NAME:
-        raise StoreError(f"{path} is not a contribution store: {ARRAYS} holds something else; check the path")
+        raise StoreError(f"{place} is not a contribution store: {ARRAYS} holds something else; check the path")
     if kind.get("version") != FORMAT_VERSION:
         raise StoreError(
-            f"the store {path} has format version {kind.get('version')}, this version reads {FORMAT_VERSION}: "
-            "use the version of codec_dist that wrote it"
+            f"the store {place} has format version {kind.get('version')}, this version reads {FORMAT_VERSION}: "
+            "use the version of codec_dist that wrote it, or extract anew"
         )
     return Layout(
-        path=path,
+        place=place,
         identity=attributes["identity"],
         layers=dict(attributes["layers"]),
         targets=tuple(attributes["targets"]),
@@ -161,7 +190,26 @@ def read_layout(path: str | Path) -> Layout:
         shards=tuple((name, samples) for name, samples in attributes["shards"]),
         dtype=attributes["dtype"],
         settings=attributes["settings"],
+        compression=attributes["compression"],
+        sharding=attributes["sharding"],
     )
+
+
+def _read_attributes(place: Place) -> dict[str, Any]:
+    try:
+        metadata = json.loads(place.read(GROUP))
+        attributes = metadata["attributes"]
+        if (metadata["zarr_format"], metadata["node_type"]) == (3, "group") and isinstance(attributes, dict):
+            return attributes
+        cause: Exception | None = None
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, KeyError, TypeError) as error:
+        cause = error
+    except OSError as error:
+        raise StoreError(f"cannot read the store {place}: {' '.join(str(error).split())}") from error
+    found = f"it has no readable {ARRAYS}" if place.is_folder() else "there is no such folder"
+    raise StoreError(
+        f"{place} is not a contribution store: {found}; check the path or run `codec-dist extract`"
+    ) from cause
 
 
 def plain_json(values: Mapping[str, Any]) -> dict[str, Any]:

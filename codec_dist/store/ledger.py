@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from codec_dist.store.errors import StoreError
 from codec_dist.store.layout import Layout, read_layout
-from codec_dist.utils import read_json, write_json_atomically
+from codec_dist.store.place import Place
+from codec_dist.utils import hash_json
 
 
 @dataclass(frozen=True)
@@ -22,29 +24,35 @@ class Marker:
     dropped: tuple[tuple[str, str], ...]
     """Key and reason of every sample that has no row."""
     checksums: dict[str, dict[str, str]]
-    """Layer key → quantity → checksum of the valid rows' bytes."""
+    """Layer key → quantity → checksums of the valid rows of its chunks."""
+    samples: str
+    """Checksum of the file of the shard's samples."""
     identity: str
     """Identity hash of the store."""
     seconds: float
     attempt: int
 
-    def save(self, path: Path) -> None:
-        """Write the marker, whole or not at all, and flush it to disk."""
-        write_json_atomically(path, asdict(self))
+    def save(self, place: Place, name: str) -> None:
+        """Write the marker, whole or not at all."""
+        values = asdict(self)
+        text = json.dumps(values | {"checksum": hash_json(values)}, indent=2, ensure_ascii=False)
+        place.write(name, (text + "\n").encode())
 
     @classmethod
-    def load(cls, path: Path) -> "Marker":
-        """Read a marker.
+    def parse(cls, content: bytes) -> "Marker":
+        """The marker in a file's bytes.
 
         Raises:
-            OSError: there is none.
-            ValueError: the file is not a marker.
+            ValueError: they are no marker, or not all as they were written.
         """
-        values: Any = read_json(path)
         try:
+            values: Any = json.loads(content)
+            stated = values.pop("checksum")
+            if hash_json(values) != stated:
+                raise ValueError("its checksum is another: it was changed after it was written")
             return cls(**{**values, "dropped": tuple((key, reason) for key, reason in values["dropped"])})
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"{path} is not a marker: {error}") from error
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"it is not a marker: {error}") from error
 
 
 class Ledger:
@@ -73,21 +81,34 @@ class Ledger:
 
 def read_markers(layout: Layout) -> dict[int, Marker]:
     """See :meth:`Ledger.done`."""
-    folder = layout.path / "ledger"
+    numbers = sorted(number for number in marker_numbers(layout) if number < len(layout.shards))
+    markers = layout.place.map(lambda number: load_marker(layout, number), numbers)
+    return {number: marker for number, marker in zip(numbers, markers) if isinstance(marker, Marker)}
+
+
+def marker_numbers(layout: Layout) -> list[int]:
+    """Numbers of all files in the ledger that are named like markers."""
     # Other names are leftovers of a crash (.000003.json.….partial).
-    numbers = sorted(
-        int(path.stem)
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if re.fullmatch(r"\d{6,}\.json", path.name)
-    )
-    markers = {number: _read_marker(layout, number) for number in numbers if number < len(layout.shards)}
-    return {number: marker for number, marker in markers.items() if marker is not None}
+    matches = (re.fullmatch(r"ledger/(\d{6,})\.json", name) for name in layout.place.files("ledger"))
+    return [int(match[1]) for match in matches if match]
 
 
-def _read_marker(layout: Layout, number: int) -> Marker | None:
+def load_marker(layout: Layout, number: int) -> "Marker | str":
+    """The marker of a shard, or why its file is none of this store's.
+
+    Raises:
+        StoreError: the store cannot be reached.
+    """
     try:
-        marker = Marker.load(layout.marker_path(number))
-    except (OSError, ValueError, json.JSONDecodeError):
-        return None
-    is_ours = (marker.shard_number, marker.identity) == (number, layout.identity_hash)
-    return marker if is_ours else None
+        marker = Marker.parse(layout.place.read(layout.marker_file(number)))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        return f"cannot be read: {error.strerror or error}"
+    except ValueError as error:
+        return f"is damaged: {' '.join(str(error).split())}"
+    except OSError as error:
+        raise StoreError(f"cannot read the ledger of {layout.place}: {' '.join(str(error).split())}") from error
+    if marker.identity != layout.identity_hash:
+        return f"was written for a store of another identity ({marker.identity[:16]})"
+    if marker.shard_number != number:
+        return f"is that of shard {marker.shard_number}"
+    return marker

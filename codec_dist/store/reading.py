@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import zarr
 from jaxtyping import Float, Int
 
-from codec_dist.store.checksums import checksum
+from codec_dist.store.chunks import ChunkFiles
 from codec_dist.store.digest import RowSum
 from codec_dist.store.errors import StoreError
 from codec_dist.store.info import StoreInfo
@@ -44,10 +43,20 @@ class ContributionStore:
     def __init__(self, path: str | Path) -> None:
         self._layout = read_layout(path)
         self._markers = read_markers(self._layout)
-        self._arrays: dict[tuple[str, str], Any] = {}
+        self._chunks = ChunkFiles(self._layout)
+
+    @property
+    def location(self) -> str:
+        """Folder or URL of the store."""
+        return str(self._layout.place)
 
     @property
     def path(self) -> Path:
+        """Folder of the store.
+
+        Raises:
+            StoreError: the store is at a URL.
+        """
         return self._layout.path
 
     @property
@@ -130,7 +139,7 @@ class ContributionStore:
             if number not in self._markers:
                 name = self._layout.shards[number][0]
                 raise StoreError(
-                    f"shard {number} ({name}) of the store {self.path} is not done: run `codec-dist extract`"
+                    f"shard {number} ({name}) of the store {self.location} is not done: run `codec-dist extract`"
                 )
         return (Block(number, self._starts[number], self._read_block(layer, terms, number)) for number in numbers)
 
@@ -187,26 +196,7 @@ class ContributionStore:
         return starts
 
     def _read_block(self, layer: str, terms: tuple[str, ...], number: int) -> np.ndarray:
-        first, *others = (self._read_array(layer, term, number) for term in terms)
+        first, *others = (self._chunks.read_block(self._markers[number], layer, term) for term in terms)
         for other in others:
-            first = first + other
+            first += other
         return first
-
-    def _read_array(self, layer: str, quantity: str, number: int) -> np.ndarray:
-        layout, marker = self._layout, self._markers[number]
-        expected = marker.checksums.get(layer, {}).get(quantity)
-        start = layout.block_start(number)
-        try:
-            if (layer, quantity) not in self._arrays:
-                path = layout.arrays / layout.array_path(layer, quantity)
-                self._arrays[layer, quantity] = zarr.open_array(path, mode="r", zarr_format=3)
-            values = np.asarray(self._arrays[layer, quantity][start : start + marker.rows])
-            found = checksum(values)
-        except (OSError, ValueError, RuntimeError) as error:  # a file that is torn, or cannot be read
-            found = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        if found != expected:
-            raise StoreError(
-                f"{quantity} of layer {layer!r} is damaged in shard {marker.shard}: found {found}, the marker says "
-                f"{expected}; remove {layout.marker_path(number)} and run `codec-dist extract` again"
-            )
-        return values

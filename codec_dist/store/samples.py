@@ -1,15 +1,15 @@
 """Tables of samples: one per shard, and all in one when the store is complete."""
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from codec_dist.store.checksums import checksum, join_checksums
 from codec_dist.store.errors import StoreError
 from codec_dist.store.layout import SAMPLES, Layout, read_layout
 from codec_dist.store.ledger import Marker, read_markers
@@ -23,6 +23,8 @@ REQUIRED = {
 }
 ADDED = ("shard", "row")
 ROWS_PER_GROUP = 65_536
+TABLES_AT_ONCE = 64
+_MEND = "run `codec-dist store verify --repair`, then `codec-dist extract` again"
 
 
 def finish_store(path: str | Path) -> None:
@@ -31,29 +33,31 @@ def finish_store(path: str | Path) -> None:
     Memory: one row group, whatever the size of the store.
 
     Raises:
-        StoreError: shards are pending, or their tables do not fit together.
+        StoreError: shards are pending, their tables do not fit together, or the disk refuses.
     """
     layout = read_layout(path)
     markers = read_markers(layout)
     pending = [name for number, (name, _) in enumerate(layout.shards) if number not in markers]
     if pending:
         raise StoreError(
-            f"the store {layout.path} is not complete: {len(pending)} of {len(layout.shards)} shards are pending, "
+            f"the store {layout.place} is not complete: {len(pending)} of {len(layout.shards)} shards are pending, "
             f"first {pending[0]}; run `codec-dist extract` again"
         )
-    temporary = layout.path / f".{SAMPLES}.partial"
-    _write_all(temporary, _shard_tables(layout, markers))
-    os.replace(temporary, layout.path / SAMPLES)
+    try:
+        with layout.place.writing(SAMPLES) as file:
+            _write_all(file, shard_tables(layout, markers))
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise StoreError(f"cannot write {layout.place}/{SAMPLES}: {reason}") from error
 
 
 def read_samples(layout: Layout, markers: dict[int, Marker]) -> pa.Table:
     """Samples of the shards in ``markers``, in order."""
-    merged = layout.path / SAMPLES
-    if len(markers) == len(layout.shards) and merged.exists():
-        table = _read_table(merged)
+    if len(markers) == len(layout.shards) and layout.place.size(SAMPLES) is not None:
+        table = read_merged(layout)
         if len(table) == sum(marker.rows for marker in markers.values()):
             return table
-    tables = list(_shard_tables(layout, markers))
+    tables = list(shard_tables(layout, markers))
     return pa.concat_tables(tables) if tables else _empty_table()
 
 
@@ -95,7 +99,7 @@ def prepare_samples(layout: Layout, number: int, samples: pa.Table, dropped: Seq
 def serialise_samples(table: pa.Table) -> bytes:
     """A table as the bytes of a Parquet file."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return bytes(sink.getvalue().to_pybytes())
 
 
@@ -105,35 +109,73 @@ def _check_keys(shard: str, keys: list[str | None]) -> None:
             raise StoreError(f"the samples of shard {shard} need keys, each once: {key!r} is missing or repeated")
 
 
-def _shard_tables(layout: Layout, markers: dict[int, Marker]) -> Iterator[pa.Table]:
+def shard_tables(layout: Layout, markers: dict[int, Marker]) -> Iterator[pa.Table]:
+    """The tables of the shards in ``markers``, in order.
+
+    Raises:
+        StoreError: a table is lost, damaged or of other columns.
+    """
     schema = None
-    for number, marker in markers.items():
-        table = _read_table(layout.samples_path(number))
-        if len(table) != marker.rows:
-            raise StoreError(
-                f"{layout.samples_path(number)} has {len(table)} rows where the marker says {marker.rows}: "
-                f"remove {layout.marker_path(number)} and run `codec-dist extract` again"
-            )
-        schema = schema or table.schema
-        if table.schema != schema:
-            raise StoreError(f"{layout.samples_path(number)} has other columns than the shards before it: extract anew")
-        yield table
+    items = list(markers.items())
+    for start in range(0, len(items), TABLES_AT_ONCE):
+        group = items[start : start + TABLES_AT_ONCE]
+        for (number, _), table in zip(group, layout.place.map(lambda item: _shard_table(layout, *item), group)):
+            schema = schema or table.schema
+            if table.schema != schema:
+                name = layout.samples_file(number)
+                raise StoreError(f"{layout.place}/{name} has other columns than the shards before it: extract anew")
+            yield table
 
 
-def _read_table(path: Path) -> pa.Table:
+def samples_fault(layout: Layout, number: int, marker: Marker) -> str | None:
+    """What is wrong with the table of a finished shard, None if nothing is."""
+    found = _read_checked(layout, number, marker)
+    return found if isinstance(found, str) else None
+
+
+def read_merged(layout: Layout) -> pa.Table:
+    """``samples.parquet``.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
     try:
-        return pq.read_table(path, partitioning=None)
+        return _parse(layout.place.read(SAMPLES))
     except (OSError, pa.ArrowException) as error:
-        raise StoreError(
-            f"cannot read {path}: {' '.join(str(error).split())}; remove the shard's marker and extract it again"
-        ) from error
+        raise StoreError(f"cannot read {layout.place}/{SAMPLES}: {' '.join(str(error).split())}; {_MEND}") from error
 
 
-def _write_all(path: Path, tables: Iterable[pa.Table]) -> None:
+def _shard_table(layout: Layout, number: int, marker: Marker) -> pa.Table:
+    found = _read_checked(layout, number, marker)
+    if isinstance(found, str):
+        raise StoreError(f"the samples of shard {marker.shard} in {layout.place} are damaged: {found}; {_MEND}")
+    return found
+
+
+def _read_checked(layout: Layout, number: int, marker: Marker) -> pa.Table | str:
+    """A shard's table, or why there is none that can be trusted."""
+    name = layout.samples_file(number)
+    try:
+        content = layout.place.read(name)
+        found = join_checksums([checksum(content)])
+        if found != marker.samples:
+            return f"found {found} in {name}, the marker says {marker.samples}"
+        return _parse(content)
+    except FileNotFoundError:
+        return f"found no file {name}"
+    except (OSError, pa.ArrowException) as error:
+        return f"cannot read {name}: {' '.join(str(error).split())}"
+
+
+def _parse(content: bytes) -> pa.Table:
+    return pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+
+
+def _write_all(file: IO[bytes], tables: Iterable[pa.Table]) -> None:
     writer, waiting = None, []
     try:
         for table in tables:
-            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+            writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd", write_page_checksum=True)
             waiting.append(table)
             if sum(map(len, waiting)) >= ROWS_PER_GROUP:
                 writer.write_table(pa.concat_tables(waiting))
@@ -143,8 +185,6 @@ def _write_all(path: Path, tables: Iterable[pa.Table]) -> None:
     finally:
         if writer is not None:
             writer.close()
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _empty_table() -> pa.Table:

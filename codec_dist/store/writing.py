@@ -1,25 +1,23 @@
 """Writing one shard's block: checked values, then samples, and the marker last."""
 
-import threading
+import errno
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import zarr
 
-from codec_dist.store.checksums import checksum
-from codec_dist.store.errors import StoreError
+from codec_dist.store.checksums import checksum, join_checksums
+from codec_dist.store.chunks import ChunkFiles
+from codec_dist.store.errors import StoreError, StoreFullError
 from codec_dist.store.layout import read_layout
 from codec_dist.store.ledger import Marker
 from codec_dist.store.quantities import canonical_name
 from codec_dist.store.samples import prepare_samples, serialise_samples
 from codec_dist.store.values import prepare_values
-from codec_dist.utils import suggestion, write_bytes_atomically
+from codec_dist.utils import suggestion
 
-# Zarr's settings are global: without a lock, one thread would take back what another has just set.
-_ZARR_SETTINGS = threading.Lock()
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class BlockWriter:
@@ -31,7 +29,7 @@ class BlockWriter:
 
     def __init__(self, path: str | Path) -> None:
         self._layout = read_layout(path)
-        self._arrays: dict[tuple[str, str], Any] = {}
+        self._chunks = ChunkFiles(self._layout)
 
     def write(
         self,
@@ -54,34 +52,36 @@ class BlockWriter:
             attempt: how often it was tried.
 
         Returns:
-            The marker, which is on disk when this returns.
+            The marker, which is in place when this returns.
 
         Raises:
             StoreError: an array is missing, unknown or of another shape; a value is not finite, overflows
                 the stored type or has the wrong sign (layer, channel and sample are named); samples and
-                rows do not fit together; or the disk refuses.
+                rows do not fit together; or the disk refuses (StoreFullError if it is full).
         """
         layout = self._layout
         layout.check_shard(shard_number)
         table = prepare_samples(layout, shard_number, samples, dropped)
         keys = table["key"].to_pylist()
         blocks = {name: prepare_values(layout, name, array, keys) for name, array in self._name_arrays(values).items()}
-        checksums: dict[str, dict[str, str]] = {layer: {} for layer in layout.layers}
+        table_bytes = serialise_samples(table)
+        shard = layout.shards[shard_number][0]
         try:
-            for (layer, quantity), block in blocks.items():
-                self._write_block(shard_number, layer, quantity, block)
-                checksums[layer][quantity] = checksum(block)
-            write_bytes_atomically(layout.samples_path(shard_number), serialise_samples(table))
+            found = layout.place.map(lambda name: self._chunks.write_block(shard_number, *name, blocks[name]), blocks)
+            checksums: dict[str, dict[str, str]] = {layer: {} for layer in layout.layers}
+            for (layer, quantity), each in zip(blocks, found):
+                checksums[layer][quantity] = each
+            layout.place.write(layout.samples_file(shard_number), table_bytes)
             marker = Marker(
-                shard_number, layout.shards[shard_number][0], len(keys),
-                tuple((str(key), str(reason)) for key, reason in dropped),
-                checksums, layout.identity_hash, float(seconds), int(attempt),
+                shard_number, shard, len(keys), tuple((str(key), str(reason)) for key, reason in dropped),
+                checksums, join_checksums([checksum(table_bytes)]), layout.identity_hash, float(seconds), int(attempt),
             )  # fmt: skip
-            marker.save(layout.marker_path(shard_number))
+            marker.save(layout.place, layout.marker_file(shard_number))
         except OSError as error:
-            shard = layout.shards[shard_number][0]
-            raise StoreError(
-                f"cannot write shard {shard} into {layout.path}: {error.strerror or error}; free space or mend the disk"
+            reason = error.strerror or " ".join(str(error).split())
+            kind = StoreFullError if error.errno in NO_SPACE else StoreError
+            raise kind(
+                f"cannot write shard {shard} into {layout.place}: {reason}; free space or mend the disk"
             ) from error
         return marker
 
@@ -93,9 +93,8 @@ class BlockWriter:
             layout.channels(layer)
             name = canonical_name(quantity, layout.quantities)
             if name not in layout.quantities:
-                raise StoreError(
-                    f"the store {layout.path} holds no quantity {quantity!r}: {suggestion(quantity, layout.quantities)}"
-                )
+                nearest = suggestion(quantity, layout.quantities)
+                raise StoreError(f"the store {layout.place} holds no quantity {quantity!r}: {nearest}")
             given[layer, name] = array
         expected = [(layer, quantity) for layer in layout.layers for quantity in layout.quantities]
         missing = [name for name in expected if name not in given]
@@ -105,18 +104,3 @@ class BlockWriter:
                 f"{len(missing)} of {len(expected)} arrays are missing, first {quantity} of layer {layer!r}: give all"
             )
         return {name: given[name] for name in expected}
-
-    def _write_block(self, shard_number: int, layer: str, quantity: str, block: np.ndarray) -> None:
-        start, rows = self._layout.block_start(shard_number), self._layout.block_rows
-        if len(block) < rows:
-            block = np.concatenate([block, np.zeros((rows - len(block), block.shape[1]), block.dtype)])
-        self._open(layer, quantity)[start : start + rows] = block
-
-    def _open(self, layer: str, quantity: str) -> Any:
-        if (layer, quantity) not in self._arrays:
-            # Without this every chunk is first compared with zero, and a chunk of zeros leaves no file.
-            # The array keeps the setting that it was opened under.
-            with _ZARR_SETTINGS, zarr.config.set({"array.write_empty_chunks": True}):
-                path = self._layout.arrays / self._layout.array_path(layer, quantity)
-                self._arrays[layer, quantity] = zarr.open_array(path, mode="r+", zarr_format=3)
-        return self._arrays[layer, quantity]

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from codec_dist.store import ContributionStore, Ledger, StoreError
 from codec_dist.store.layout import Layout
+from codec_dist.store.place import LocalPlace
 
 
 def test_the_layout_is_what_the_documentation_says(full):
     group = zarr.open_group(full.path / "arrays.zarr", mode="r")
     assert group.metadata.zarr_format == 3
     attributes = group.attrs.asdict()
-    assert attributes["format"] == {"name": "codec_dist contribution store", "version": 1}
+    assert attributes["format"] == {"name": "codec_dist contribution store", "version": 2}
     assert attributes["identity"] == full.identity
     assert attributes["layers"] == [["blocks.0", 3], ["blocks.1@input:heads", 5]]
     array = group["layers/blocks.1@input%3Aheads/contribution/top_1/positive"]
@@ -139,9 +140,9 @@ def test_another_zarr_group_and_a_newer_format_are_refused(full, tmp_path, make_
         make_plan(tmp_path / "foreign").create()
     metadata = full.path / "arrays.zarr" / "zarr.json"
     content = json.loads(metadata.read_text())
-    content["attributes"]["format"]["version"] = 2
+    content["attributes"]["format"]["version"] = 3
     metadata.write_text(json.dumps(content))
-    with pytest.raises(StoreError, match="format version 2, this version reads 1"):
+    with pytest.raises(StoreError, match="format version 3, this version reads 2"):
         ContributionStore(full.path)
     metadata.write_text("{")
     with pytest.raises(StoreError, match="is not a contribution store"):
@@ -175,8 +176,9 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path, make_plan):
     dtype=st.sampled_from(["float16", "float32", "float64"]),
 )
 def test_blocks_hold_the_largest_shard_in_even_chunks_of_at_most_16_mib(samples, channels, dtype):
+    place = LocalPlace(Path("x"))
     layout = Layout(
-        Path("x"), {}, {str(number): count for number, count in enumerate(channels)}, ("t",), ("activation-positive",),
+        place, {}, {str(number): count for number, count in enumerate(channels)}, ("t",), ("activation-positive",),
         tuple((str(number), count) for number, count in enumerate(samples)), dtype, {},
     )  # fmt: skip
     row_bytes = max(channels) * {"float16": 2, "float32": 4, "float64": 8}[dtype]

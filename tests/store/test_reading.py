@@ -159,7 +159,7 @@ def test_lost_torn_and_foreign_chunks_are_errors_not_zeros(full, damage):
         path.write_bytes((full.path / CHUNK.replace("c/1/0", "c/0/0")).read_bytes())
     store = ContributionStore(full.path)
     with pytest.raises(
-        StoreError, match=r"contribution-positive of layer 'blocks.0' is damaged in shard s-1.tar: found crc32c:"
+        StoreError, match=r"contribution-positive of layer 'blocks.0' is damaged in shard s-1.tar: found "
     ):
         store.read("blocks.0", "contribution-positive")
     with pytest.raises(StoreError, match="is damaged"):
@@ -175,16 +175,16 @@ def test_lost_torn_and_foreign_chunks_are_errors_not_zeros(full, damage):
 def test_a_torn_chunk_is_a_store_error(full):
     path = full.path / CHUNK
     path.write_bytes(path.read_bytes()[:10])
-    with pytest.raises(StoreError, match=r"is damaged in shard s-1.tar: found ValueError: "):
+    with pytest.raises(StoreError, match=r"is damaged in shard s-1.tar: found 10 of 72 bytes"):
         ContributionStore(full.path).read("blocks.0", "contribution-positive")
 
 
 def test_a_lost_table_of_samples_is_a_store_error(full):
     (full.path / "samples" / "000001.parquet").unlink()
-    with pytest.raises(StoreError, match=r"cannot read .*000001.parquet"):
+    with pytest.raises(StoreError, match=r"shard s-1.tar in .* found no file samples/000001.parquet"):
         _ = ContributionStore(full.path).samples
     (full.path / "samples" / "000001.parquet").write_bytes((full.path / "samples" / "000000.parquet").read_bytes())
-    with pytest.raises(StoreError, match="has 4 rows where the marker says 6"):
+    with pytest.raises(StoreError, match=r"found crc32c:.* in samples/000001.parquet, the marker says"):
         _ = ContributionStore(full.path).samples
 
 

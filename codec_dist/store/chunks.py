@@ -1,0 +1,130 @@
+"""Reading and writing the chunks of one store's arrays: files as they are where that is all, else through Zarr."""
+
+import json
+from typing import Any
+
+import numpy as np
+import zarr
+
+from codec_dist.store.checksums import RunningChecksum, checksum, join_checksums, split_checksums
+from codec_dist.store.encoding import encode_file, is_plain
+from codec_dist.store.errors import StoreError
+from codec_dist.store.layout import ARRAYS, Layout
+from codec_dist.store.ledger import Marker
+from codec_dist.store.zarr_view import ZarrView
+
+
+class ChunkFiles:
+    """The chunks of a store. Any number of threads may use one object.
+
+    An array without compression and sharding has files of nothing but its numbers, which are read into and
+    written from memory directly: Zarr's way to the same bytes takes three to five times as long
+    (benchmarks/store.py).
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._dtype = np.dtype(layout.dtype).newbyteorder("<")
+        # Array name → the Zarr array, or None where its files are plain.
+        self._arrays: dict[tuple[str, str], Any] = {}
+
+    def write_block(self, number: int, layer: str, quantity: str, block: np.ndarray) -> str:
+        """Write a shard's valid rows [rows, channels], in the stored type, and the zeros that fill its block.
+
+        Returns:
+            The checksums of its chunks.
+        """
+        layout, size = self._layout, self._layout.chunk_rows
+        if layout.compression == "none" and not layout.sharding:
+            full = size * block.shape[1] * block.dtype.itemsize
+            for part in layout.file_parts():
+                rows = block[part * size : (part + 1) * size]
+                layout.place.write(layout.chunk_file(layer, quantity, number, part), rows, size=full)
+        else:
+            filled = np.zeros((layout.block_rows, block.shape[1]), block.dtype)
+            filled[: len(block)] = block
+            rows_of_file = layout.block_rows // len(layout.file_parts())
+            for part in layout.file_parts():
+                rows = filled[part * rows_of_file : (part + 1) * rows_of_file]
+                layout.place.write(layout.chunk_file(layer, quantity, number, part), encode_file(layout, rows))
+        return join_checksums(
+            [checksum(block[part * size : (part + 1) * size]) for part in range(layout.parts(len(block)))]
+        )
+
+    def read_block(self, marker: Marker, layer: str, quantity: str) -> np.ndarray:
+        """The valid rows of a shard [rows, channels].
+
+        Raises:
+            StoreError: they are not what the marker says.
+        """
+        values = np.empty((marker.rows, self._layout.layers[layer]), self._dtype)
+        size = self._layout.chunk_rows
+        for part in range(self._layout.parts(marker.rows)):
+            self._read(marker, layer, quantity, part, values[part * size : (part + 1) * size])
+        return values
+
+    def read_chunk(self, marker: Marker, layer: str, quantity: str, part: int) -> np.ndarray:
+        """The valid rows of one chunk of a shard.
+
+        Raises:
+            StoreError: they are not what the marker says.
+        """
+        values = self._empty(marker, layer, part)
+        self._read(marker, layer, quantity, part, values)
+        return values
+
+    def fault(self, marker: Marker, layer: str, quantity: str, part: int) -> str | None:
+        """What is wrong with a chunk that the marker knows, None if nothing is."""
+        return self._fill(marker, layer, quantity, part, self._empty(marker, layer, part))
+
+    def _empty(self, marker: Marker, layer: str, part: int) -> np.ndarray:
+        rows = min(self._layout.chunk_rows, marker.rows - part * self._layout.chunk_rows)
+        return np.empty((rows, self._layout.layers[layer]), self._dtype)
+
+    def _read(self, marker: Marker, layer: str, quantity: str, part: int, target: np.ndarray) -> None:
+        fault = self._fill(marker, layer, quantity, part, target)
+        if fault is not None:
+            raise StoreError(
+                f"{quantity} of layer {layer!r} is damaged in shard {marker.shard}: {fault}; run `codec-dist store "
+                f"verify --repair {self._layout.place}`, then `codec-dist extract` again"
+            )
+
+    def _fill(self, marker: Marker, layer: str, quantity: str, part: int, target: np.ndarray) -> str | None:
+        """Read a chunk's valid rows into ``target``; returns what is wrong with them."""
+        stated = split_checksums(marker.checksums.get(layer, {}).get(quantity))
+        if len(stated) != self._layout.parts(marker.rows):
+            return f"the marker has {len(stated)} checksums for {self._layout.parts(marker.rows)} chunks"
+        file = self._layout.chunk_file(layer, quantity, marker.shard_number, part)
+        try:
+            array = self._open(layer, quantity)
+            running = RunningChecksum()
+            if array is None:
+                read = self._layout.place.read_into(file, target, running.update)
+                if read < target.nbytes:
+                    return f"found {read:,} of {target.nbytes:,} bytes in {file}"
+            else:
+                start = self._layout.block_start(marker.shard_number) + part * self._layout.chunk_rows
+                target[...] = array[start : start + len(target)]
+                running.update(target.reshape(-1).view(np.uint8))
+        except FileNotFoundError:
+            return f"found no file {file}"
+        except Exception as error:  # decoders raise anything when a file is torn
+            if isinstance(error, OSError) and not self._layout.place.is_local:
+                raise StoreError(f"cannot read {file} of the store: {' '.join(str(error).split())}") from error
+            return f"found {type(error).__name__} in {file}: {' '.join(str(error).split())}"
+        found = running.result()
+        return None if found == stated[part] else f"found crc32c:{found} in {file}, the marker says {stated[part]}"
+
+    def _open(self, layer: str, quantity: str) -> Any:
+        if (layer, quantity) not in self._arrays:
+            layout = self._layout
+            metadata = json.loads(layout.place.read(f"{layout.array_folder(layer, quantity)}/zarr.json"))
+            shape = [len(layout.shards) * layout.block_rows, layout.layers[layer]]
+            if metadata["shape"] != shape or metadata["data_type"] != layout.dtype:
+                raise ValueError(f"an array of {metadata['data_type']} {metadata['shape']} in place of {shape}")
+            array = None
+            if not is_plain(metadata, [layout.chunk_rows, shape[1]]):
+                view = ZarrView(layout.place, ARRAYS)
+                array = zarr.open_array(view, path=layout.array_path(layer, quantity), mode="r", zarr_format=3)
+            self._arrays[layer, quantity] = array
+        return self._arrays[layer, quantity]

@@ -1,0 +1,160 @@
+"""A store in an object store (S3, Google Cloud Storage) through fsspec, patient with servers that are busy."""
+
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import IO, Any, TypeVar
+
+import fsspec
+import numpy as np
+
+from codec_dist.store.errors import StoreError
+from codec_dist.store.place import Item, Place, Result
+
+Value = TypeVar("Value")
+
+# Each scheme and the package that fsspec needs for it.
+PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
+
+# How long a server that has answered before may fail until work is given up, and one that never has.
+PATIENCE_SECONDS = 300.0
+FIRST_PATIENCE_SECONDS = 15.0
+FIRST_DELAY_SECONDS = 0.1
+LONGEST_DELAY_SECONDS = 10.0
+
+# Answers that asking again does not change.
+FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+FINAL_NAMES = ("NoCredentialsError", "ParamValidationError", "ProfileNotFound", "InvalidRegionError")
+
+REQUESTS_AT_ONCE = 16
+
+
+class ObjectPlace(Place):
+    """A prefix of a bucket. An object is put as a whole, so no reader sees a part of it.
+
+    Credentials and endpoint come from the environment, as the scheme's package reads them
+    (``AWS_ENDPOINT_URL``, ``AWS_PROFILE``, ...).
+
+    Raises:
+        StoreError: another scheme, or its package is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        scheme, _, rest = url.partition("://")
+        self.text = f"{scheme.lower()}://{rest.strip('/')}"
+        if scheme.lower() not in PACKAGES:
+            schemes = ", ".join(f"{known}://" for known in PACKAGES)
+            raise StoreError(f"cannot open {url}: stores are in local folders or at {schemes}; choose one of these")
+        if not rest.strip("/"):
+            raise StoreError(f"cannot open {url}: name a bucket and a prefix, such as {scheme}://bucket/run/store")
+        try:
+            self._objects: Any = fsspec.filesystem(scheme.lower(), use_listings_cache=False)
+        except ImportError as error:
+            package = PACKAGES[scheme.lower()]
+            raise StoreError(f"the store {url} needs the package {package}: pip install {package}") from error
+        self._root = rest.strip("/")
+        self._answered = threading.Event()
+
+    @property
+    def is_local(self) -> bool:
+        return False
+
+    def is_folder(self) -> bool:
+        return bool(self._ask(lambda: self._objects.exists(self._root)))
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        return bytes(self._ask(lambda: self._objects.cat_file(self._at(name), start=start or None, end=stop)))
+
+    def read_into(self, name: str, target: np.ndarray, each: Callable[[np.ndarray], None]) -> int:
+        content = np.frombuffer(self.read(name, 0, target.nbytes) if target.nbytes else b"", np.uint8)
+        target.reshape(-1).view(np.uint8)[: len(content)] = content
+        each(content)
+        return len(content)
+
+    def write(self, name: str, content: bytes | np.ndarray, *, size: int | None = None) -> None:
+        body = content if isinstance(content, bytes) else content.tobytes()
+        body = body.ljust(size or 0, b"\0")
+        self._ask(lambda: self._objects.pipe_file(self._at(name), body))
+
+    def create(self, name: str, content: bytes) -> bool:
+        try:
+            self._ask(lambda: self._objects.pipe_file(self._at(name), content, mode="create"))
+        except FileExistsError:
+            # An answer that was lost on its way is asked for again, and then our own object is in the way.
+            return self.read(name) == content
+        return True
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        with tempfile.NamedTemporaryFile() as file:
+            yield file
+            file.flush()
+            self._ask(lambda: self._objects.put_file(file.name, self._at(name)))
+
+    def delete(self, name: str) -> None:
+        for each in {name, *self.files(name)}:
+            with suppress(FileNotFoundError):
+                self._ask(lambda each=each: self._objects.rm_file(self._at(each)))  # type: ignore[misc]
+
+    def size(self, name: str) -> int | None:
+        try:
+            return int(self._ask(lambda: self._objects.info(self._at(name)))["size"])
+        except FileNotFoundError:
+            return None
+
+    def files(self, folder: str = "") -> dict[str, int]:
+        found: dict[str, Any] = self._ask(lambda: self._objects.find(f"{self._at(folder)}/", detail=True))
+        start = len(self._root) + 1
+        return {name[start:]: int(facts["size"]) for name, facts in found.items() if facts["type"] == "file"}
+
+    def age(self, name: str) -> float | None:
+        probe = f"{name}.{random.getrandbits(64):x}.partial"
+        self.write(probe, b"probe")
+        try:
+            now = self._ask(lambda: self._objects.modified(self._at(probe)))
+            then = self._ask(lambda: self._objects.modified(self._at(name)))
+        except FileNotFoundError:
+            return None
+        finally:
+            self.delete(probe)
+        return float((now - then).total_seconds())
+
+    def touch(self, name: str, content: bytes) -> None:
+        self.write(name, content)
+
+    def publish(self, folder: str, files: Mapping[str, bytes], first: str) -> None:
+        self.create(f"{folder}/{first}", files[first])
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+            return list(pool.map(function, items))
+
+    def _at(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+    def _ask(self, request: Callable[[], Value]) -> Value:
+        """The answer to a request, which is made again while the server is busy or away."""
+        started, delay = time.monotonic(), FIRST_DELAY_SECONDS
+        while True:
+            try:
+                answer = request()
+            except FINAL:
+                self._answered.set()
+                raise
+            except Exception as error:
+                words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                if type(error).__name__ in FINAL_NAMES:
+                    raise PermissionError(f"{self.text} cannot be used: {words}") from error
+                patience = PATIENCE_SECONDS if self._answered.is_set() else FIRST_PATIENCE_SECONDS
+                if time.monotonic() - started + delay > patience:
+                    raise OSError(f"{self.text} does not answer: {words}") from error
+                # Many actors are told at once that the server is busy; they should not all come back at once.
+                time.sleep(delay * random.uniform(0.5, 1))
+                delay = min(2 * delay, LONGEST_DELAY_SECONDS)
+            else:
+                self._answered.set()
+                return answer

@@ -1,0 +1,294 @@
+"""Where a store is: a folder on disk, or a prefix of an object store, as named files that are whole or absent."""
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import numpy as np
+
+from codec_dist.store.errors import StoreError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# Files that are being written, or were when a process was killed.
+PARTIAL = ".partial"
+
+PIECE_BYTES = 256 * 1024
+
+# What a file system without hard links (FAT, some network shares) answers.
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class Place(ABC):
+    """A folder of files, named by their paths relative to it with ``/`` between the parts.
+
+    Reading a file that is not there raises FileNotFoundError; whatever else goes wrong is an OSError.
+    """
+
+    text: str
+    """The folder's path or URL."""
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    @abstractmethod
+    def is_local(self) -> bool:
+        """Whether this is a folder on disk."""
+
+    @abstractmethod
+    def is_folder(self) -> bool:
+        """Whether there is a folder here, or a file below the prefix."""
+
+    @abstractmethod
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        """A file's bytes from ``start`` (from the end, if negative) to ``stop``."""
+
+    @abstractmethod
+    def read_into(self, name: str, target: np.ndarray, each: Callable[[np.ndarray], None]) -> int:
+        """Fill an array in C order with the front of a file; returns the bytes that there were for it.
+
+        ``each`` is called with the bytes (uint8) of one piece after the other, while they are in the processor's
+        cache.
+        """
+
+    @abstractmethod
+    def write(self, name: str, content: bytes | np.ndarray, *, size: int | None = None) -> None:
+        """Write a file, whole or not at all, and replace what is there.
+
+        Args:
+            name: the file.
+            content: its bytes; an array in C order gives its own.
+            size: the file's length, filled up with zeros.
+        """
+
+    @abstractmethod
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a file unless there is one already; of several writers, on any machine, one alone gets True."""
+
+    @abstractmethod
+    def writing(self, name: str) -> AbstractContextManager[IO[bytes]]:
+        """A file to write to, which takes its place when the block ends without error."""
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Remove a file, or a folder with all below it; nothing happens where there is none."""
+
+    @abstractmethod
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, None if there is none."""
+
+    @abstractmethod
+    def files(self, folder: str = "") -> dict[str, int]:
+        """Name and bytes of every file below a folder, in no order."""
+
+    @abstractmethod
+    def age(self, name: str) -> float | None:
+        """Seconds since a file was written or touched, None if there is none.
+
+        By the clock of the disk or server that keeps the files, not by this machine's.
+        """
+
+    @abstractmethod
+    def touch(self, name: str, content: bytes) -> None:
+        """Make the age of a file, which holds ``content``, zero."""
+
+    @abstractmethod
+    def publish(self, folder: str, files: Mapping[str, bytes], first: str) -> None:
+        """Make a folder with the file ``first``, unless there is one; on disk, all files appear with it at once."""
+
+    @abstractmethod
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """``[function(item) for item in items]``, at once where waiting for a server takes the time."""
+
+
+def open_place(location: str | Path | Place) -> Place:
+    """The place at a local path, or at a URL of one of the supported schemes.
+
+    Raises:
+        StoreError: another scheme, or its package is not installed.
+    """
+    if isinstance(location, Place):
+        return location
+    if re.match(r"[^/]+://", str(location)):
+        from codec_dist.store.objects import ObjectPlace
+
+        return ObjectPlace(str(location))
+    return LocalPlace(Path(location))
+
+
+class LocalPlace(Place):
+    """A folder on a local or network disk. Files are written beside their place and renamed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.text = str(path)
+
+    @property
+    def is_local(self) -> bool:
+        return True
+
+    def is_folder(self) -> bool:
+        return self.path.is_dir()
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        with open(self._at(name), "rb") as file:
+            if start < 0:
+                start = max(0, os.fstat(file.fileno()).st_size + start)
+            file.seek(start)
+            return file.read(-1 if stop is None else max(0, stop - start))
+
+    def read_into(self, name: str, target: np.ndarray, each: Callable[[np.ndarray], None]) -> int:
+        content = target.reshape(-1).view(np.uint8)
+        read = 0
+        with open(self._at(name), "rb", buffering=0) as file:
+            while read < len(content) and (count := file.readinto(content[read : read + PIECE_BYTES].data)):
+                each(content[read : read + count])
+                read += count
+        return read
+
+    def write(self, name: str, content: bytes | np.ndarray, *, size: int | None = None) -> None:
+        with self._replacing(name) as file:
+            view = memoryview(content) if isinstance(content, bytes) else content.reshape(-1).view(np.uint8).data
+            written = 0
+            while written < len(view):
+                written += file.write(view[written:])
+            if size is not None and size > written:
+                file.truncate(size)
+
+    def create(self, name: str, content: bytes) -> bool:
+        temporary, file = self._open_temporary(name)
+        try:
+            with file:
+                file.write(content)
+            # The file server itself refuses a link to a name that is taken, and the file appears with its content.
+            os.link(temporary, self._at(name))
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            return self._create_without_links(name, content)
+        finally:
+            os.unlink(temporary)
+        return True
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        with self._replacing(name) as raw:
+            with os.fdopen(os.dup(raw.fileno()), "wb") as file:
+                yield file
+            os.fsync(raw.fileno())
+
+    def delete(self, name: str) -> None:
+        try:
+            os.unlink(self._at(name))
+        except FileNotFoundError:
+            return
+        except (IsADirectoryError, PermissionError):
+            if not os.path.isdir(self._at(name)):
+                raise
+            shutil.rmtree(self._at(name))
+
+    def size(self, name: str) -> int | None:
+        try:
+            return os.stat(self._at(name)).st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def files(self, folder: str = "") -> dict[str, int]:
+        found: dict[str, int] = {}
+        waiting = [folder]
+        while waiting:
+            below = waiting.pop()
+            try:
+                entries = os.scandir(self._at(below))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            with entries:
+                for entry in entries:
+                    name = f"{below}/{entry.name}" if below else entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(name)
+                    else:
+                        # A file that is being written may be gone by now.
+                        with suppress(FileNotFoundError):
+                            found[name] = entry.stat().st_size
+        return found
+
+    def age(self, name: str) -> float | None:
+        # On a network disk the times of files are the server's: compare with those of a file made now.
+        probe, file = self._open_temporary(name)
+        try:
+            file.close()
+            return os.stat(probe).st_mtime - os.stat(self._at(name)).st_mtime
+        except FileNotFoundError:
+            return None
+        finally:
+            os.unlink(probe)
+
+    def touch(self, name: str, content: bytes) -> None:
+        os.utime(self._at(name))
+
+    def publish(self, folder: str, files: Mapping[str, bytes], first: str) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise StoreError(f"cannot make a store at {self.path}: it is a file; choose another path")
+        self.path.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{folder}.", suffix=PARTIAL, dir=self.path))
+        try:
+            for name, content in files.items():
+                path = work / folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            try:
+                (work / folder).rename(self.path / folder)
+            except OSError:
+                # Another process was faster.
+                if not (self.path / folder / first).exists():
+                    raise
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        return [function(item) for item in items]
+
+    def _at(self, name: str) -> str:
+        return f"{self.text}/{name}" if name else self.text
+
+    def _create_without_links(self, name: str, content: bytes) -> bool:
+        try:
+            with open(self._at(name), "xb", buffering=0) as file:
+                file.write(content)
+        except FileExistsError:
+            return False
+        return True
+
+    @contextmanager
+    def _replacing(self, name: str) -> Iterator[Any]:
+        temporary, file = self._open_temporary(name)
+        try:
+            with file:
+                yield file
+            os.replace(temporary, self._at(name))
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+
+    def _open_temporary(self, name: str) -> tuple[str, Any]:
+        folder, _, base = self._at(name).rpartition("/")
+        path = f"{folder}/.{base}.{uuid.uuid4().hex}{PARTIAL}"
+        try:
+            return path, open(path, "xb", buffering=0)
+        except FileNotFoundError:
+            os.makedirs(folder, exist_ok=True)
+            return path, open(path, "xb", buffering=0)
