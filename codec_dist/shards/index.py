@@ -1,39 +1,23 @@
 """The index of a folder of shards: one table of shards, one of samples, and a fingerprint."""
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from codec_dist.shards.classes import read_classes
-from codec_dist.shards.errors import ShardError
-from codec_dist.shards.labels import read_label
-from codec_dist.shards.location import Location
-from codec_dist.shards.streams import HashingStream, stream_samples
+from codec_dist.shards.errors import DamagedTarError, ShardError
+from codec_dist.shards.index_files import how_to_index, read_samples, read_shards, write_tables
+from codec_dist.shards.location import WEB, Location
+from codec_dist.shards.retries import Retries
+from codec_dist.shards.scanning import ShardInfo, scan_shard
 from codec_dist.utils import Progress, hash_json
 
-INDEX_FILE = "index.parquet"
-SAMPLES_FILE = "index-samples.parquet"
-FORMAT_VERSION = "1"
-SHARDS_SCHEMA = pa.schema(
-    [("name", pa.string()), ("samples", pa.int64()), ("bytes", pa.int64()), ("fingerprint", pa.string())]
-)
-SAMPLES_SCHEMA = pa.schema(
-    [("shard", pa.string()), ("position", pa.int32()), ("key", pa.string()), ("label", pa.int32())]
-)
-
-
-@dataclass(frozen=True)
-class ShardInfo:
-    """One tar: its file name, number of samples, size, and the SHA-256 of its bytes."""
-
-    name: str
-    samples: int
-    bytes: int
-    fingerprint: str
+# Tars that are read at once; more than processors, as remote ones are waited for.
+SCANNED_AT_ONCE = 4
+NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -61,26 +45,26 @@ class ShardIndex:
     def sample_count(self) -> int:
         return sum(shard.samples for shard in self.shards)
 
+    @property
+    def fault_count(self) -> int:
+        """Samples of which the index alone tells that they cannot be used."""
+        return sum(len(shard.faults) for shard in self.shards)
+
     def samples(self) -> pa.Table:
         """Table (shard: str, position: int32, key: str, label: int32, null if unlabelled), by shard and position.
 
         Raises:
             ShardError: the table of samples is missing or belongs to another index.
         """
-        table = self.table if self.table is not None else self._kept_samples()
+        table = self.table
+        if table is None:
+            table = read_samples(Location(self.kept_in or self.location), self.kept_fingerprint, self.location)
         return table.slice(0, self.sample_count)
 
-    def _kept_samples(self) -> pa.Table:
-        place = Location(self.kept_in or self.location)
-        content = place.read(SAMPLES_FILE)
-        table = None if content is None else _parse(content, place.path(SAMPLES_FILE))
-        if table is None or _metadata(table).get("fingerprint") != self.kept_fingerprint:
-            found = "is missing" if table is None else f"does not belong to the {INDEX_FILE} beside it"
-            raise ShardError(f"{place.path(SAMPLES_FILE)} {found}: {_how_to_index(self.location)}")
-        return table.replace_schema_metadata(None)
 
-
-def load_index(location: str | Path, cache: Path | None = None, label_field: str = "cls") -> ShardIndex:
+def load_index(
+    location: str | Path, cache: Path | None = None, label_field: str = "cls", retries: Retries | None = None
+) -> ShardIndex:
     """The index of a folder of shards, made by one scan if there is none yet.
 
     A new index is kept beside the tars, or in ``cache`` where that cannot be written or holds the index
@@ -90,33 +74,36 @@ def load_index(location: str | Path, cache: Path | None = None, label_field: str
         location: folder or URL.
         cache: local folder for the index of a read-only source.
         label_field: extension of the member with the integer label, or ``json:FIELD``.
+        retries: patience with a remote source.
 
     Raises:
-        ShardError: no tars, tars that the index does not know, tars missing or of another size, or
-            whatever :func:`build_index` raises.
+        ShardError: no tars, tars that the index does not know, tars missing or of another size, other classes
+            than when it was made, or whatever :func:`build_index` raises.
     """
-    place = Location(location)
+    place = Location(location, retries)
     index = _read_index(place, place, label_field)
     if index is None and cache is not None:
         index = _read_index(Location(cache), place, label_field)
     if index is None:
         index = _scan(place, label_field)
-        keep_beside = place.read(INDEX_FILE) is None
+        keep_beside = read_shards(place) is None
         return _keep(index, [*([place] if keep_beside else []), *([Location(cache)] if cache else [])])
     _compare_with_listing(index, place)
     return index
 
 
-def build_index(location: str | Path, cache: Path | None = None, label_field: str = "cls") -> ShardIndex:
+def build_index(
+    location: str | Path, cache: Path | None = None, label_field: str = "cls", retries: Retries | None = None
+) -> ShardIndex:
     """Scan all tars anew and keep the index beside them, or in ``cache`` where that cannot be written.
 
-    Every byte is read once (for the fingerprints); no image is decoded.
+    Every byte is read once (for the fingerprints), a few tars at a time; no image is decoded. Samples whose key
+    occurs again or whose label has no class are counted in the index, and unusable for whoever reads them.
 
     Raises:
-        ShardError: no tars, a damaged tar, a key that occurs twice in a tar, a label outside classes.json,
-            or no label at all where a JSON field was named.
+        ShardError: no tars, damaged ones (all are named), or no label at all where a JSON field was named.
     """
-    place = Location(location)
+    place = Location(location, retries)
     return _keep(_scan(place, label_field), [place, *([Location(cache)] if cache else [])])
 
 
@@ -132,32 +119,35 @@ def limit_samples(index: ShardIndex, n: int) -> ShardIndex:
     for shard in index.shards:
         if left <= 0:
             break
-        shards.append(replace(shard, samples=min(shard.samples, left)))
+        faults = tuple(fault for fault in shard.faults if fault[0] < left)
+        shards.append(replace(shard, samples=min(shard.samples, left), faults=faults))
         left -= shard.samples
     fingerprint = fingerprint_of(shards, index.label_field)
     return replace(index, shards=tuple(shards), fingerprint=fingerprint)
 
 
 def fingerprint_of(shards: Iterable[ShardInfo], label_field: str) -> str:
-    """Hash of a data set: names, counts and fingerprints of its shards, and where labels are read from."""
-    return hash_json([label_field, [[shard.name, shard.samples, shard.fingerprint] for shard in shards]])
+    """Hash of a data set: its shards' names, counts, fingerprints and faults, and where labels are read from."""
+    entries = []
+    for shard in shards:
+        faults = [[position for position, _ in shard.faults]] if shard.faults else []
+        entries.append([shard.name, shard.samples, shard.fingerprint, *faults])
+    return hash_json([label_field, entries])
 
 
 def write_index(index: ShardIndex, place: Location) -> None:
-    """Write both index files; the one that readers look for comes last.
+    """Write both index files.
 
     Raises:
         OSError: the place is read-only or full.
     """
     metadata = {
-        "format": FORMAT_VERSION,
         "location": index.location,
         "label_field": index.label_field,
         "fingerprint": index.fingerprint,
+        "classes": str(len(index.classes or ())),
     }
-    rows = [vars(shard) for shard in index.shards]
-    place.write(SAMPLES_FILE, _serialise(index.samples(), metadata))
-    place.write(INDEX_FILE, _serialise(pa.Table.from_pylist(rows, schema=SHARDS_SCHEMA), metadata))
+    write_tables(place, index.shards, index.samples(), metadata)
 
 
 def _scan(place: Location, label_field: str) -> ShardIndex:
@@ -168,13 +158,9 @@ def _scan(place: Location, label_field: str) -> ShardIndex:
         )
     classes = read_classes(place)
     shards, tables = [], []
-    with Progress("index", total=len(tars), unit="shards") as progress:
-        for name in tars:
-            info, table = scan_shard(place, name, label_field)
-            _check_labels(table, classes, place)
-            shards.append(info)
-            tables.append(table)
-            progress.advance(note=name)
+    for info, table in _scan_tars(place, tars, label_field, len(classes) if classes else None):
+        shards.append(info)
+        tables.append(table)
     samples = pa.concat_tables(tables)
     if label_field.startswith("json:") and samples["label"].null_count == len(samples):
         raise ShardError(f"no sample in {place} has an integer label in {label_field}: check data.label_field")
@@ -182,59 +168,50 @@ def _scan(place: Location, label_field: str) -> ShardIndex:
     return ShardIndex(place.text, tuple(shards), fingerprint, classes, label_field, None, fingerprint, samples)
 
 
-def scan_shard(place: Location, name: str, label_field: str) -> tuple[ShardInfo, pa.Table]:
-    """One tar's entry in the index, and its table of samples (bad labels count as none)."""
-    labels: dict[str, int | None] = {}
-    with place.open(name) as file:
-        stream = HashingStream(file)
-        for sample in stream_samples(stream, place.path(name)):
-            key = sample["__key__"]
-            if key in labels:
-                raise ShardError(
-                    f"{place.path(name)} holds the key {key!r} twice, apart from each other: "
-                    "members of one sample must be adjacent and keys different; pack it again"
-                )
-            labels[key] = read_label(sample, label_field)[0]
-        fingerprint = stream.drain()
-    columns = [[name] * len(labels), range(len(labels)), labels.keys(), labels.values()]
-    try:
-        arrays = [pa.array(list(column), kind.type) for column, kind in zip(columns, SAMPLES_SCHEMA)]
-    except UnicodeEncodeError as error:
-        raise ShardError(
-            f"{place.path(name)} holds a key that is not UTF-8: {error.object!r}; pack it again"
-        ) from error
-    table = pa.Table.from_arrays(arrays, schema=SAMPLES_SCHEMA)
-    return ShardInfo(name, len(labels), stream.bytes, fingerprint), table
-
-
-def _check_labels(table: pa.Table, classes: tuple[str, ...] | None, place: Location) -> None:
-    if classes is None:
-        return
-    bad = table.filter(pc.greater_equal(table["label"], len(classes)))
-    if len(bad):
-        row = bad.slice(0, 1).to_pylist()[0]
-        raise ShardError(
-            f"the label {row['label']} of {row['key']!r} in {place.path(row['shard'])} is out of range: "
-            f"classes.json names {len(classes)} classes (0 to {len(classes) - 1})"
-        )
+def _scan_tars(
+    place: Location, tars: dict[str, int | None], label_field: str, classes: int | None
+) -> list[tuple[ShardInfo, pa.Table]]:
+    entries: list[tuple[ShardInfo, pa.Table]] = []
+    damaged: list[DamagedTarError] = []
+    with Progress("index", total=len(tars), unit="shards") as progress, ThreadPoolExecutor(SCANNED_AT_ONCE) as pool:
+        try:
+            scans = [pool.submit(scan_shard, place, name, label_field, classes, tars[name]) for name in tars]
+            for name, scan in zip(tars, scans):
+                try:
+                    entries.append(scan.result())
+                except DamagedTarError as error:
+                    damaged.append(error)
+                progress.advance(note=name)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if damaged:
+        named = "; ".join(map(str, damaged[:NAMED])) + (", ..." if len(damaged) > NAMED else "")
+        counts = f"{len(damaged):,} of {len(tars):,} tars in {place} are damaged: " if len(tars) > 1 else ""
+        raise ShardError(f"{counts}{named}; restore or remove what is damaged")
+    return entries
 
 
 def _read_index(folder: Location, place: Location, label_field: str) -> ShardIndex | None:
-    content = folder.read(INDEX_FILE)
-    if content is None:
+    found = read_shards(folder)
+    if found is None:
         return None
-    table = _parse(content, folder.path(INDEX_FILE))
-    metadata = _metadata(table)
-    if metadata.get("format") != FORMAT_VERSION or not set(SHARDS_SCHEMA.names) <= set(table.column_names):
+    shards, metadata = found
+    beside = folder.text == place.text
+    if metadata.get("label_field") != label_field or not (beside or metadata.get("location") == place.text):
+        return None
+    classes = read_classes(place)
+    count = str(len(classes or ()))
+    if metadata.get("classes", count) != count:
+        # Which labels are out of range is another question now.
+        if not beside:
+            return None
         raise ShardError(
-            f"{folder.path(INDEX_FILE)} is not an index of shards that this version reads: {_how_to_index(place)}"
+            f"classes.json in {place} names {count} classes, and named {metadata['classes']} when the shards were "
+            f"indexed: {how_to_index(place)}"
         )
-    elsewhere = folder.text != place.text and metadata.get("location") != place.text
-    if elsewhere or metadata.get("label_field") != label_field:
-        return None
-    shards = tuple(ShardInfo(**row) for row in table.select(SHARDS_SCHEMA.names).to_pylist())
     fingerprint = fingerprint_of(shards, label_field)
-    return ShardIndex(place.text, shards, fingerprint, read_classes(place), label_field, folder.text, fingerprint)
+    return ShardIndex(place.text, shards, fingerprint, classes, label_field, folder.text, fingerprint)
 
 
 def _keep(index: ShardIndex, places: list[Location]) -> ShardIndex:
@@ -248,10 +225,10 @@ def _keep(index: ShardIndex, places: list[Location]) -> ShardIndex:
 
 
 def _compare_with_listing(index: ShardIndex, place: Location) -> None:
-    if place.scheme in ("http", "https"):
+    if place.scheme in WEB:
         return  # Many web servers list nothing; reading a shard checks it.
     found, known = place.tars(), {shard.name: shard.bytes for shard in index.shards}
-    remedy = _how_to_index(place)
+    remedy = how_to_index(place)
     if missing := [name for name in known if name not in found]:
         counts = f"{len(missing)} of {len(known)} shards are missing in {place}"
         raise ShardError(f"{counts}, first {missing[0]}: restore them, or {remedy}")
@@ -262,24 +239,3 @@ def _compare_with_listing(index: ShardIndex, place: Location) -> None:
         if found[name] is not None and found[name] != size:
             sizes = f"{place.path(name)} has {found[name]:,} bytes where the index says {size:,}"
             raise ShardError(f"{sizes}: it is cut short or was replaced; restore it, or {remedy}")
-
-
-def _how_to_index(place: Location | str) -> str:
-    return f"index anew with `codec-dist shards index {place}`"
-
-
-def _serialise(table: pa.Table, metadata: dict[str, str]) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
-
-
-def _parse(content: bytes, path: str) -> pa.Table:
-    try:
-        return pq.read_table(pa.BufferReader(content))
-    except pa.ArrowException as error:
-        raise ShardError(f"{path} is not a readable Parquet file: {' '.join(str(error).split())}") from error
-
-
-def _metadata(table: pa.Table) -> dict[str, str]:
-    return {key.decode(): value.decode(errors="replace") for key, value in (table.schema.metadata or {}).items()}

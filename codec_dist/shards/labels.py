@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 LARGEST_LABEL = 2**31 - 1
 
 
-def read_label(members: Mapping[str, Any], label_field: str) -> tuple[int | None, str | None]:
+def read_label(members: Mapping[str, bytes], label_field: str) -> tuple[int | None, str | None]:
     """Label of a sample, and what is wrong with it.
 
     Args:

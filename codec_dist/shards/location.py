@@ -1,18 +1,24 @@
 """Folders of shards: local paths, and URLs through fsspec."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import fsspec
 
 from codec_dist.shards.errors import ShardError
+from codec_dist.shards.retries import ResumingStream, Retries, is_transient
 from codec_dist.utils import write_bytes_atomically
 
 # Each remote scheme and the package that fsspec needs for it.
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
+PARTIAL_CONTENT = 206
+WEB = ("http", "https")
+# Object stores are read in ranges of this size.
+RANGE_BYTES = 8 << 20
+SECONDS_TO_CONNECT, SECONDS_TO_ANSWER = 30.0, 60.0
 
 
 @runtime_checkable
@@ -27,11 +33,14 @@ class Readable(Protocol):
 class Location:
     """A folder of shards on disk, in an object store or on a web server.
 
+    What fails for a moment (a busy server, a lost connection) is tried again, as ``retries`` says; local
+    files are not.
+
     Raises:
         ShardError: the scheme is none of the supported ones, or its package is not installed.
     """
 
-    def __init__(self, text: str | Path) -> None:
+    def __init__(self, text: str | Path, retries: Retries | None = None) -> None:
         scheme = re.match(r"([^/]+)://", str(text))
         self.scheme = scheme[1].lower() if scheme else None
         if self.scheme is None:
@@ -43,9 +52,10 @@ class Location:
             raise ShardError(
                 f"cannot read {text}: shards are read from local paths, {schemes}; copy them to one of these"
             )
+        self._retries = Retries(attempts=1) if self.scheme is None else retries or Retries()
         try:
             # Never through fsspec's URL parser: it accepts chains of schemes and caches.
-            self._files: Any = fsspec.filesystem(self.scheme or "file", use_listings_cache=False)
+            self._files: Any = fsspec.filesystem(self.scheme or "file", use_listings_cache=False, **self._options())
         except ImportError as error:
             package = PACKAGES.get(self.scheme or "", "fsspec")
             raise ShardError(f"reading {self.text} needs the package {package}: pip install {package}") from error
@@ -68,21 +78,21 @@ class Location:
             ShardError: there is no such folder, or it cannot be listed.
         """
         with self._faults("list"):
-            entries = self._files.ls(self.text, detail=True)
+            entries = self._retries.call(lambda: self._files.ls(self.text, detail=True), self.text)
         sizes = {str(entry["name"]).rsplit("/", 1)[-1]: entry.get("size") for entry in entries}
         return {name: sizes[name] for name in sorted(sizes) if name.endswith(".tar") and not name.startswith(".")}
 
     def size(self, name: str) -> int | None:
         """Size in bytes of the file ``name``, None where the server does not tell."""
         with self._faults("read", name):
-            size = self._files.info(self.path(name)).get("size")
+            size = self._retries.call(lambda: self._files.info(self.path(name)), self.path(name)).get("size")
         return None if size is None else int(size)
 
     def read(self, name: str) -> bytes | None:
         """Content of the file ``name``, None if there is none."""
         with self._faults("read", name):
             try:
-                return bytes(self._files.cat_file(self.path(name)))
+                return bytes(self._retries.call(lambda: self._files.cat_file(self.path(name)), self.path(name)))
             except FileNotFoundError:
                 return None
 
@@ -96,32 +106,65 @@ class Location:
             write_bytes_atomically(Path(self.path(name)), content)
             return
         try:
-            self._files.pipe_file(self.path(name), content)
+            self._retries.call(lambda: self._files.pipe_file(self.path(name), content), self.path(name))
         except NotImplementedError as error:
             raise PermissionError(f"{self.scheme}:// is read-only") from error
         except Exception as error:
             raise OSError(f"{type(error).__name__}: {error}") from error
 
     @contextmanager
-    def open(self, name: str) -> Iterator[Readable]:
-        """The file ``name`` as a stream of bytes, read from front to back."""
-        # Block size 0 asks web servers for one plain stream in place of many ranges.
-        options = {"block_size": 0} if self.scheme in ("http", "https") else {}
-        with self._faults("read", name):
-            file = self._files.open(self.path(name), "rb", **options)
+    def open(self, name: str, size: int | None = None) -> Iterator[Readable]:
+        """The file ``name`` (of ``size`` bytes, where that is known) as a stream, read from front to back."""
+        if self.is_local:
+            with self._faults("read", name):
+                file = self._files.open(self.path(name), "rb")
+        else:
+            file = ResumingStream(lambda start: self._open_at(name, start), size, self._retries, self.path(name))
         try:
-            yield file
-        except OSError as error:
-            raise ShardError(f"cannot read {self.path(name)} to its end: {' '.join(str(error).split())}") from error
+            yield _Explained(file, lambda: self._faults("read", name))
         finally:
             file.close()
+
+    def _open_at(self, name: str, start: int) -> Any:
+        """The remote file ``name``, from byte ``start`` on."""
+        if self.scheme not in WEB:
+            file = self._files.open(self.path(name), "rb", block_size=RANGE_BYTES)
+            file.seek(start)
+            return file
+        # Block size 0 asks for one plain stream in place of many ranges; a size of 1 spares asking for the true one.
+        headers = {"headers": {"Range": f"bytes={start}-"}} if start else {}
+        file = self._files.open(self.path(name), "rb", block_size=0, size=1, **headers)
+        try:
+            left = 0 if file.r.status == PARTIAL_CONTENT else start
+            while left:  # Servers may send the whole file again.
+                left -= len(piece := file.read(min(left, RANGE_BYTES)))
+                if not piece:
+                    raise ConnectionResetError(f"the stream ended before byte {start:,}, where it had broken off")
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _options(self) -> dict[str, Any]:
+        if self.scheme not in WEB:
+            return {}
+        import aiohttp
+
+        # aiohttp's default ends every download after five minutes.
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=SECONDS_TO_CONNECT, sock_read=SECONDS_TO_ANSWER)
+        return {"client_kwargs": {"timeout": timeout}}
 
     @contextmanager
     def _faults(self, verb: str, name: str = "") -> Iterator[None]:
         place = self.path(name) if name else self.text
         try:
             yield
+        except ShardError:
+            raise
         except FileNotFoundError as error:
+            if error.__cause__ is not None and is_transient(error.__cause__):
+                # fsspec calls any file that a web server does not tell of missing.
+                raise _fault(verb, place, error.__cause__) from error
             what = "file" if name else "folder"
             raise ShardError(
                 f"cannot {verb} {place}: there is no such {what}; check the path in data.shards"
@@ -129,6 +172,20 @@ class Location:
         except NotADirectoryError as error:
             raise ShardError(f"cannot {verb} {place}: it is a file; name the folder that holds the shards") from error
         except Exception as error:
-            raise ShardError(
-                f"cannot {verb} {place}: {type(error).__name__}: {' '.join(str(error).split())}"
-            ) from error
+            raise _fault(verb, place, error) from error
+
+
+class _Explained:
+    """A stream whose faults say what could not be read."""
+
+    def __init__(self, stream: Any, faults: Callable[[], AbstractContextManager[None]]) -> None:
+        self._stream, self._faults = stream, faults
+
+    def read(self, size: int = -1) -> bytes:
+        with self._faults():
+            piece: bytes = self._stream.read(size)
+        return piece
+
+
+def _fault(verb: str, place: str, error: BaseException) -> ShardError:
+    return ShardError(f"cannot {verb} {place}: {type(error).__name__}: {' '.join(str(error).split())}")

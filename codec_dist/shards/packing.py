@@ -15,9 +15,10 @@ import pyarrow as pa
 
 from codec_dist.shards.classes import write_classes
 from codec_dist.shards.errors import ShardError
-from codec_dist.shards.index import SAMPLES_SCHEMA, ShardIndex, ShardInfo, fingerprint_of, load_index, write_index
+from codec_dist.shards.index import ShardIndex, fingerprint_of, load_index, write_index
 from codec_dist.shards.labels import LARGEST_LABEL
 from codec_dist.shards.location import Location
+from codec_dist.shards.scanning import SAMPLES_SCHEMA, ShardInfo
 from codec_dist.utils import Progress
 
 

@@ -1,13 +1,15 @@
-"""One opened tar as a stream of samples, through WebDataset, without losing any silently."""
+"""One opened tar as a stream of samples by WebDataset's rules, without losing any silently."""
 
 import hashlib
-from collections.abc import Iterator
-from typing import Any
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
-from codec_dist.shards.errors import ShardError
 from codec_dist.shards.location import Readable
+from codec_dist.shards.tar import PIECE, TarReader
 
-PIECE = 1 << 20
+# Members that WebDataset's readers pass over.
+META = re.compile(r"__[^/]*__($|/)")
 
 
 class HashingStream:
@@ -31,39 +33,70 @@ class HashingStream:
         return self._hash.hexdigest()
 
 
-class FaultCounter:
-    """Handler for WebDataset that stops at a fault and remembers it; its own handlers hide the count."""
+@dataclass(slots=True)
+class RawSample:
+    """Adjacent members of a tar that share a key."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.first: Exception | None = None
-
-    def __call__(self, error: Exception) -> bool:
-        self.count += 1
-        self.first = self.first or error
-        return False
-
-    def __str__(self) -> str:
-        return "" if self.first is None else " ".join(str((self.first.args or (self.first,))[0]).split())
+    key: str
+    """Unique in its tar: the second sample of a key is called ``KEY.duplicate-2``, which no member can be."""
+    members: dict[str, bytes]
+    """Extension in lower case → content; empty where it was not wanted."""
+    fault: str | None = None
+    """Why the sample cannot be used, as far as its members' names tell."""
+    repeats: str | None = None
+    """The key that an earlier sample of this tar has, too."""
 
 
-def stream_samples(stream: HashingStream, name: str) -> Iterator[dict[str, Any]]:
-    """Samples of one tar: ``__key__`` and extension (lower case) → bytes, in the order of the tar.
+def stream_samples(stream: Readable, name: str, wanted: Collection[str] | None = None) -> Iterator[RawSample]:
+    """The samples of one tar, in its order; nothing that it holds can make one vanish or stop the others.
 
-    A tar that is cut between members, or in a header, ends here without a fault: compare counts.
+    Args:
+        stream: the tar.
+        name: its path, for errors.
+        wanted: extensions (lower case) whose content is read; default: all.
 
     Raises:
-        ShardError: a member cannot be read, or a sample holds two members of one extension. The sample
-            that was being read is not yielded, as it may be incomplete.
+        DamagedTarError: the tar is cut short or no tar. The sample before the fault is not yielded, as it may
+            be incomplete.
     """
     # Here, because it imports torch, which packing and splitting do not need.
-    from webdataset.tariterators import group_by_keys, tar_file_expander
+    from webdataset.tariterators import base_plus_ext
 
-    faults = FaultCounter()
-    files = tar_file_expander([{"url": name, "stream": stream}], handler=faults)
-    for sample in group_by_keys(files, handler=faults):
-        if faults.count:
-            break
+    occurrences: dict[str, int] = {}
+    current: str | None = None
+    sample: RawSample | None = None
+    tar = TarReader(stream, name)
+    for member, oddity in tar:
+        key, extension = base_plus_ext(member)
+        if key is None or (member[0] == "_" and META.match(member)):
+            continue
+        if sample is None or key != current:
+            if sample is not None:
+                yield sample
+            current = key
+            occurrences[key] = count = occurrences.get(key, 0) + 1
+            sample = RawSample(key, {}) if count == 1 else _repeated(key, count)
+        _enter(sample, extension.lower(), oddity, tar, wanted)
+    if sample is not None:
         yield sample
-    if faults.count:
-        raise ShardError(f"{name} is damaged: {faults}") from faults.first
+
+
+def repeated_key(key: str) -> str:
+    """Why no sample of a key can be used that occurs again, apart from its other members."""
+    return f"the key {key!r} occurs several times in this tar, apart from each other: which image it means is not known"
+
+
+def _repeated(key: str, count: int) -> RawSample:
+    return RawSample(f"{key}.duplicate-{count}", {}, repeated_key(key), repeats=key)
+
+
+def _enter(
+    sample: RawSample, extension: str, oddity: str | None, tar: TarReader, wanted: Collection[str] | None
+) -> None:
+    if extension in sample.members:
+        sample.fault = sample.fault or f"there are two members .{extension}: which one counts is not known"
+    elif oddity:
+        sample.fault = sample.fault or f"the member .{extension} is {oddity}, not a file"
+        sample.members[extension] = b""
+    else:
+        sample.members[extension] = tar.content() if wanted is None or extension in wanted else b""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from codec_dist.shards import ShardError, load_index, read_shard
+from codec_dist.shards import Retries, ShardError, load_index, read_shard
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def server(tmp_path):
 
     handler = functools.partial(Quiet, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread = threading.Thread(target=running.serve_forever, daemon=True, kwargs={"poll_interval": 0.01})
         thread.start()
         yield f"http://127.0.0.1:{running.server_port}"
         running.shutdown()
@@ -62,7 +62,7 @@ def test_missing_files_on_a_web_server_are_clear_errors(packed, server):
 
 def test_a_server_that_is_not_there_is_a_clear_error():
     with pytest.raises(ShardError, match=r"cannot read http://127.0.0.1:9/x/index.parquet"):
-        load_index("http://127.0.0.1:9/x")
+        load_index("http://127.0.0.1:9/x", retries=Retries(pause=0.001))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,98 @@
+"""The two files of an index: ``index.parquet`` and ``index-samples.parquet``."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from codec_dist.shards.errors import ShardError
+from codec_dist.shards.location import Location
+from codec_dist.shards.scanning import ShardInfo
+
+INDEX_FILE = "index.parquet"
+SAMPLES_FILE = "index-samples.parquet"
+FORMAT_VERSION = "1"
+SHARDS_SCHEMA = pa.schema(
+    [("name", pa.string()), ("samples", pa.int64()), ("bytes", pa.int64()), ("fingerprint", pa.string())]
+)
+# Only where there are faults: most data sets have none.
+FAULTS = pa.field("faults", pa.list_(pa.struct([("position", pa.int32()), ("reason", pa.string())])))
+
+
+def write_tables(place: Location, shards: Sequence[ShardInfo], samples: pa.Table, metadata: dict[str, str]) -> None:
+    """Write both files, each whole or not at all; the one that readers look for comes last.
+
+    Raises:
+        OSError: the place is read-only or full.
+    """
+    metadata = {"format": FORMAT_VERSION} | metadata
+    schema, rows = SHARDS_SCHEMA, [_row(shard) for shard in shards]
+    if any(shard.faults for shard in shards):
+        schema = schema.append(FAULTS)
+    place.write(SAMPLES_FILE, _serialise(samples, metadata))
+    place.write(INDEX_FILE, _serialise(pa.Table.from_pylist(rows, schema=schema), metadata))
+
+
+def read_shards(place: Location) -> tuple[tuple[ShardInfo, ...], dict[str, str]] | None:
+    """The table of shards and its metadata, None if there is none.
+
+    Raises:
+        ShardError: the file is damaged, or of a format that this version does not read.
+    """
+    content = place.read(INDEX_FILE)
+    if content is None:
+        return None
+    table = _parse(content, place.path(INDEX_FILE))
+    metadata = _metadata(table)
+    if metadata.get("format") != FORMAT_VERSION or not set(SHARDS_SCHEMA.names) <= set(table.column_names):
+        raise ShardError(
+            f"{place.path(INDEX_FILE)} is not an index of shards that this version reads: {how_to_index(place)}"
+        )
+    known = [name for name in (*SHARDS_SCHEMA.names, FAULTS.name) if name in table.column_names]
+    return tuple(_shard(row) for row in table.select(known).to_pylist()), metadata
+
+
+def read_samples(place: Location, fingerprint: str, source: str) -> pa.Table:
+    """The table of samples that belongs to the index with this fingerprint, of the shards in ``source``.
+
+    Raises:
+        ShardError: the file is missing, damaged or another index's.
+    """
+    content = place.read(SAMPLES_FILE)
+    table = None if content is None else _parse(content, place.path(SAMPLES_FILE))
+    if table is None or _metadata(table).get("fingerprint") != fingerprint:
+        found = "is missing" if table is None else f"does not belong to the {INDEX_FILE} beside it"
+        raise ShardError(f"{place.path(SAMPLES_FILE)} {found}: {how_to_index(source)}")
+    return table.replace_schema_metadata(None)
+
+
+def how_to_index(place: Location | str) -> str:
+    """The remedy for an index that does not fit."""
+    return f"index anew with `codec-dist shards index {place}`"
+
+
+def _row(shard: ShardInfo) -> dict[str, Any]:
+    return vars(shard) | {"faults": [{"position": position, "reason": reason} for position, reason in shard.faults]}
+
+
+def _shard(row: dict[str, Any]) -> ShardInfo:
+    faults = tuple((fault["position"], fault["reason"]) for fault in row.pop("faults", None) or ())
+    return ShardInfo(**row, faults=faults)
+
+
+def _serialise(table: pa.Table, metadata: dict[str, str]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def _parse(content: bytes, path: str) -> pa.Table:
+    try:
+        return pq.read_table(pa.BufferReader(content))
+    except pa.ArrowException as error:
+        raise ShardError(f"{path} is not a readable Parquet file: {' '.join(str(error).split())}") from error
+
+
+def _metadata(table: pa.Table) -> dict[str, str]:
+    return {key.decode(): value.decode(errors="replace") for key, value in (table.schema.metadata or {}).items()}
