@@ -33,15 +33,16 @@ class Captured(NamedTuple):
 
 
 @contextmanager
-def borrowed(model: nn.Module) -> Iterator[None]:
+def borrowed(model: nn.Module, *, keep_inplace: bool = False) -> Iterator[None]:
     """While open, ``model`` is in evaluation mode, its parameters are frozen, and no module works in place.
 
-    In-place modules would overwrite hidden tensors that are being watched. On exit the mode of every
-    module, the ``requires_grad`` flag of every parameter and every ``inplace`` flag are as before.
+    In-place modules would overwrite hidden tensors that are being watched; ``keep_inplace`` leaves them to
+    someone who looks out for that. On exit the mode of every module, the ``requires_grad`` flag of every
+    parameter and every ``inplace`` flag are as before.
     """
     modules = list(model.modules())
     training = [module for module in modules if module.training]
-    inplace = [module for module in modules if vars(module).get("inplace") is True]
+    inplace = [module for module in modules if vars(module).get("inplace") is True and not keep_inplace]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for module in training:
@@ -119,7 +120,8 @@ class Capture:
         if self._stack is not None:
             raise RuntimeError("this capture is open already: a capture cannot be used within itself")
         with ExitStack() as stack:
-            stack.enter_context(borrowed(self.model))
+            # Fresh memory costs more than a ReLU: modules work in place where that overwrites nothing watched.
+            stack.enter_context(borrowed(self.model, keep_inplace=True))
             stack.enter_context(edited(self.model, {site: partial(self._keep, site) for site in self.sites}))
             self._stack = stack.pop_all()
         return self
@@ -170,7 +172,7 @@ class Capture:
         return handed
 
     def _learn_what_is_overwritten(self) -> None:
-        # Functions such as `out += identity` work in place without a module that could be switched.
+        # By in-place modules such as ReLUs, or functions such as `out += identity`.
         for site, (handed, version) in self._handed.items():
             if handed._version == version:
                 self._kept_intact.add(site)

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from codec_dist.attribution.capture import Capture
-from codec_dist.attribution.evaluation import checked_output
+from codec_dist.attribution.outputs import checked_output
 from codec_dist.models.layers import LayerKey
 
 

@@ -1,28 +1,39 @@
 """The engine: from a batch of images to contributions per channel of the chosen layers."""
 
-from collections.abc import Sequence
-from itertools import repeat
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from codec_dist.attribution.batch import BatchTotals, LayerSettings, check_finite, explain
 from codec_dist.attribution.capture import Capture
 from codec_dist.attribution.cuts import find_cuts
-from codec_dist.attribution.errors import AttributionError, NotFiniteError, require_whole
-from codec_dist.attribution.evaluation import Evaluation, Point
+from codec_dist.attribution.errors import AttributionError, require_whole
+from codec_dist.attribution.evaluation import Evaluation
+from codec_dist.attribution.folding import FoldPair, find_foldable, prepared
+from codec_dist.attribution.fused import can_fuse
+from codec_dist.attribution.memory import affordable, check_budget, is_out_of_memory, measure_image
 from codec_dist.attribution.methods import IntegratedGradients, Method
-from codec_dist.attribution.reductions import Split, make_reduction
-from codec_dist.attribution.results import AttributionResult, LayerResult, concatenate
+from codec_dist.attribution.reductions import make_reduction
+from codec_dist.attribution.results import AttributionResult, concatenate
+from codec_dist.attribution.steps import StepsChoice, choose_steps
 from codec_dist.attribution.targets import Target, TopK
-from codec_dist.models.layers import LayerKey, resolve_layers
+from codec_dist.models.layers import resolve_layers
 
 Images = Float[Tensor, "batch ..."]
-Labels = Int[Tensor, "batch"]
+Labels = Int[Tensor, "labels"]
+
+AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Images of the first batch on which `steps: auto` is settled.
+PROBE_IMAGES = 32
 
 
 class Attributor:
-    """Computes contributions of hidden units to a target, for batches of images.
+    """Computes contributions of hidden units to one or several targets, for batches of images.
 
     The model may be in any state; it is explained in evaluation mode with frozen parameters, and is exactly
     as before after every call, also after an error. Its weights may change between calls, its structure
@@ -32,10 +43,20 @@ class Attributor:
         model: any module whose output is [batch, outputs].
         layers: layer keys, globs or presets (see :func:`codec_dist.models.resolve_layers`).
         method: default integrated gradients with 10 steps from zero.
-        target: default the largest output, chosen anew at every path point.
+        target: default the largest output, chosen anew at every path point. Several targets share the forward
+            passes; the result is the first one's and holds the ``others``.
         activations: also reduce the hidden tensors at the images.
         gradients: also reduce the gradients at the images.
-        microbatch: images that pass through the model at once; default all.
+        microbatch: images that pass through the model at once; default all. Where a batch is smaller, as many
+            points of the path pass together.
+        memory: a budget in bytes, or a fraction of the device's memory, that decides the microbatch where
+            none is given.
+        halve: when memory runs out, halve the microbatch and go on; else it is an error.
+        fold_batchnorm: fold every BatchNorm into the convolution before it where no chosen layer lies
+            between; changes results by rounding, which ReLUs may magnify.
+        channels_last: compute 2-d convolutions in that memory format, by default where the model has any and
+            is not of float64; changes results by rounding.
+        autocast: ``bfloat16`` or ``float16``: compute in that type where autocast allows, sum in float32.
 
     Raises:
         ModelError: a layer that the model does not have.
@@ -47,24 +68,44 @@ class Attributor:
         model: nn.Module,
         layers: Sequence[str],
         method: Method | None = None,
-        target: Target | None = None,
+        target: Target | Sequence[Target] | None = None,
         *,
         activations: bool = False,
         gradients: bool = False,
         microbatch: int | None = None,
+        memory: int | float | None = None,
+        halve: bool = True,
+        fold_batchnorm: bool = True,
+        channels_last: bool = True,
+        autocast: str | None = None,
     ) -> None:
         if microbatch is not None:
             require_whole("microbatch", microbatch, least=1)
+        if memory is not None:
+            check_budget(memory)
+        if autocast is not None and autocast not in AUTOCAST:
+            raise AttributionError(f"autocast is {autocast!r}: use {', '.join(AUTOCAST)}, or none")
         self.model = model
         self.keys = resolve_layers(model, layers)
         self.method = method or IntegratedGradients()
-        self.target = target or TopK()
-        self.activations, self.gradients, self.microbatch = activations, gradients, microbatch
-        self._reductions = {key: make_reduction(model, key) for key in self.keys}
+        targets = [TopK()] if target is None else [target] if isinstance(target, Target) else target
+        self.targets: tuple[Target, ...] = tuple(targets)
+        self.steps_choice: StepsChoice | None = None
+        self.microbatch = microbatch
+        self._memory, self._halve = memory, halve
+        self._fold, self._channels_last, self._autocast = fold_batchnorm, channels_last, autocast
+        reductions = {key: make_reduction(model, key) for key in self.keys}
+        self._settings = LayerSettings(reductions, activations, gradients)
         self._capture = Capture(model, self.keys)
-        self._cuts: dict[LayerKey, bool] = {}
+        self._pairs: tuple[FoldPair, ...] = ()
         self._channels: dict[str, int] = {}
+        _refuse_equal_names(self.targets)
         _refuse_batch_statistics(model)
+
+    @property
+    def target(self) -> Target:
+        """The first target, or the only one."""
+        return self.targets[0]
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -85,44 +126,135 @@ class Attributor:
     @property
     def cuts(self) -> dict[str, bool]:
         """Whether each layer is a cut, so that its contributions have a completeness residual."""
-        if not self._cuts:
+        if not self._channels:
             raise AttributionError("cut layers are known after the first call: call probe(images[:1]) before")
-        return {str(key): self._cuts[key.site] for key in self.keys}
+        return {str(key): self._settings.cuts[key.site] for key in self.keys}
+
+    def with_method(self, method: Method) -> "Attributor":
+        """The same engine with another method; what was found out about the model is kept."""
+        changed = copy.copy(self)
+        changed.method, changed.steps_choice = method, None
+        return changed
 
     def probe(self, images: Images) -> dict[str, int]:
-        """Run the model once on the first image, and return the channels of each layer.
+        """Run the model on the first image, find out what it is like, and return the channels of each layer.
 
         Raises:
             AttributionError: a layer is not reached, is called twice, is not one tensor, or does not have
                 the shape that its reduction needs; the output is not [batch, outputs].
         """
-        with torch.inference_mode(False), torch.enable_grad(), self._capture as capture:
-            self._probe(capture, self._prepared(images[:1]))
+        if not self._channels:
+            with torch.inference_mode(False), torch.enable_grad(), self._capture as capture:
+                self._probe(capture, self._prepared(images[:1]))
         return self.channels
 
-    def __call__(self, images: Images, labels: Int[Tensor, "labels"] | None = None) -> AttributionResult:
+    def __call__(self, images: Images, labels: Labels | None = None) -> AttributionResult:
         """Contributions for a batch, on the model's device.
 
         Args:
             images: normalised inputs, [batch, channels, height, width] or whatever the model takes; moved
                 to the model's device and type.
-            labels: true classes [batch], where the target needs them.
+            labels: true classes [batch], where a target needs them.
 
         Raises:
             NotFiniteError: some samples give a NaN or an infinity.
             AttributionError: as :meth:`probe`, or a target that cannot be had from this output.
         """
+        self._settle(images, labels)
+        with self._ready(images, labels) as (evaluation, images, labels):
+            parts = []
+            for first, totals in self._batches(evaluation, images, labels):
+                result = totals.result()
+                check_finite(evaluation, totals.images, result, first)
+                parts.append(result)
+        return concatenate(parts)
+
+    def maps(
+        self, images: Images, channels: Mapping[str, Sequence[int]], labels: Labels | None = None
+    ) -> dict[str, Float[Tensor, "batch chosen ..."]]:
+        """Contributions of some channels at every position, unreduced, for the first target.
+
+        Args:
+            images: as in a call.
+            channels: for each layer key of this engine, the channels to keep.
+            labels: as in a call.
+
+        Returns:
+            For each layer [batch, chosen, height, width], or [batch, chosen, positions] where positions are
+            tokens (or, for heads, tokens × head dimensions).
+
+        Raises:
+            AttributionError: as a call, or a layer or channel that there is not.
+        """
+        self._settle(images, labels)
+        if missing := [layer for layer in channels if layer not in self.layers]:
+            raise AttributionError(f"maps of layer {missing[0]!r}: this engine explains {', '.join(self.layers)}")
+        for layer, chosen in channels.items():
+            if not chosen or not 0 <= min(chosen) <= max(chosen) < self._channels[layer]:
+                raise AttributionError(
+                    f"maps of channels {list(chosen)} of layer {layer}: it has {self._channels[layer]}, from 0"
+                )
+        with self._ready(images, labels) as (evaluation, images, labels):
+            parts = [totals.maps(channels) for _, totals in self._batches(evaluation, images, labels)]
+        return {layer: torch.cat([part[layer] for part in parts]) for layer in channels}
+
+    def _settle(self, images: Images, labels: Labels | None) -> None:
+        """Find out about the model, and choose the steps if that is left to the engine."""
         if labels is not None and len(labels) != len(images):
             raise AttributionError(f"{len(labels)} labels were given for {len(images)} images")
-        with torch.inference_mode(False), torch.enable_grad(), self._capture as capture:
+        self.probe(images)
+        if isinstance(self.method, IntegratedGradients) and self.method.steps == "auto":
+            some = None if labels is None else labels[:PROBE_IMAGES]
+            self.steps_choice = choose_steps(self, images[:PROBE_IMAGES], some)
+            self.method = self.method.with_steps(self.steps_choice.steps)
+
+    @contextmanager
+    def _ready(self, images: Images, labels: Labels | None) -> Iterator[tuple[Evaluation, Images, Labels | None]]:
+        """The model ready to be explained, in its fastest form, and images and labels where it is."""
+        with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
             images = self._prepared(images)
-            if not self._cuts:
-                self._probe(capture, images[:1])
-            evaluation = Evaluation(capture, self.target)
-            size = self.microbatch or len(images)
-            chunks = zip(images.split(size), repeat(None) if labels is None else labels.to(images.device).split(size))
-            parts = [self._attribute(evaluation, *chunk, first=index * size) for index, chunk in enumerate(chunks)]
-        return concatenate(parts)
+            capture = stack.enter_context(self._capture)
+            narrow = AUTOCAST[self._autocast] if self._autocast else None
+            channels_last = self._channels_last and images.ndim == 4 and images.dtype != torch.float64
+            stack.enter_context(prepared(self.model, self._pairs, channels_last, narrow))
+            if channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            evaluation = Evaluation(capture, self.targets, narrow, self.microbatch)
+            yield evaluation, images, None if labels is None else labels.to(images.device)
+
+    def _batches(
+        self, evaluation: Evaluation, images: Images, labels: Labels | None
+    ) -> Iterator[tuple[int, BatchTotals]]:
+        """Contributions of one microbatch after another, each with the place of its first image."""
+        first = 0
+        while first < len(images):
+            size = min(evaluation.largest or len(images), len(images) - first)
+            place = slice(first, first + size)
+            some = None if labels is None else labels[place]
+            totals: BatchTotals | None = None
+            try:
+                totals = explain(self.method, self._settings, evaluation, images[place], some)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._lower(evaluation, size, error)
+            # What was tried in vain is free only now that the error is gone.
+            if totals is None:
+                if images.is_cuda:
+                    torch.cuda.empty_cache()
+                continue
+            yield first, totals
+            first += size
+
+    def _lower(self, evaluation: Evaluation, size: int, error: BaseException) -> None:
+        """Let half as many images pass at once from now on."""
+        tried = size * evaluation.points_at_once(size)
+        if not self._halve or tried == 1:
+            raise AttributionError(
+                f"the memory of the {next(self.model.parameters()).device.type} is too small for {tried} images at "
+                "once: lower the microbatch, or choose fewer layers"
+            ) from error
+        self.microbatch = evaluation.largest = tried // 2
 
     def _prepared(self, images: Images) -> Images:
         if not len(images):
@@ -135,70 +267,25 @@ class Attributor:
     def _probe(self, capture: Capture, image: Images) -> None:
         with torch.no_grad():
             hidden = capture(image).hidden
-        parts = {str(key): self._reduce(key, hidden[key.site])[0] for key in self.keys}
-        self._cuts = find_cuts(capture, image)
-        self._channels = {layer: positive.shape[1] for layer, positive in parts.items()}
+        channels = {str(key): self._settings.reduce(key, hidden[key.site], 1)[0].shape[1] for key in self.keys}
+        self._settings.cuts = find_cuts(capture, image)
+        if self._fold:
+            self._pairs = find_foldable(capture, image)
+        if self._memory is not None and self.microbatch is None:
+            steps = getattr(self.method, "steps", None)
+            needed = measure_image(
+                capture, image, steps + 1 if can_fuse(image.device) and isinstance(steps, int) else 0
+            )
+            self.microbatch = affordable(self._memory, image.device, needed)
+        self._channels = channels
 
-    def _attribute(
-        self, evaluation: Evaluation, images: Images, labels: Labels | None, first: int
-    ) -> AttributionResult:
-        point = evaluation.begin(images, labels)
-        prediction, target_value = point.output.argmax(dim=1), point.target
-        # Reduced before the method uses the point up.
-        at_images = {key: self._beside(key, point) for key in self.keys}
-        totals, baseline_value = self.method.contributions(images, point, evaluation)
-        residuals: dict[LayerKey, Tensor] = {}
-        if self.method.complete and baseline_value is not None:
-            change = target_value - baseline_value
-            cuts = (site for site, is_cut in self._cuts.items() if is_cut)
-            residuals = {site: totals[site].flatten(1).sum(dim=1) - change for site in cuts}
-        layers = {}
-        for key in self.keys:
-            positive, negative = self._reduce(key, totals[key.site])
-            layers[str(key)] = LayerResult(positive, negative, **at_images[key], completeness=residuals.get(key.site))
-        if baseline_value is None:
-            baseline_value = torch.full_like(target_value, torch.nan)
-        self._refuse_not_finite(images, target_value, layers, first)
-        return AttributionResult(layers, target_value, baseline_value, prediction)
 
-    def _reduce(self, key: LayerKey, values: Tensor) -> Split:
-        return self._reductions[key].split(values)
-
-    def _beside(self, key: LayerKey, point: Point) -> dict[str, Tensor]:
-        reduced = {}
-        if self.activations:
-            reduced["activation_positive"], reduced["activation_negative"] = self._reduce(key, point.hidden[key.site])
-        if self.gradients:
-            reduced["gradient_positive"], reduced["gradient_negative"] = self._reduce(key, point.gradient[key.site])
-        return reduced
-
-    def _refuse_not_finite(
-        self, images: Images, target_value: Tensor, layers: dict[str, LayerResult], first: int
-    ) -> None:
-        finite = {"": target_value.isfinite()}
-        for name, layer in layers.items():
-            quantities = layer.quantities().values()
-            finite[name] = torch.stack([values.isfinite().all(dim=1) for values in quantities]).all(dim=0)
-        all_finite = torch.stack(list(finite.values())).all(dim=0)
-        if all_finite.all():  # the only wait for the device in a batch
-            return
-        faulty = (~all_finite).nonzero().flatten().tolist()
-        samples = [first + index for index in faulty]
-        cause = self._where_not_finite(images[faulty[:1]])
-        if cause is None:
-            name = next(name for name, values in finite.items() if not values[faulty[0]])
-            cause = f"the gradients or contributions of layer {name} are" if name else "the target is"
-        raise NotFiniteError(f"sample {samples[0]} of the batch: {cause} not finite (NaN or infinity)", samples)
-
-    def _where_not_finite(self, image: Images) -> str | None:
-        with torch.no_grad():
-            output, hidden = self._capture(image)
-        if not image.isfinite().all():
-            return "its pixels are"
-        for site, values in hidden.items():
-            if not values.isfinite().all():
-                return f"layer {site} and what follows are"
-        return None if output.isfinite().all() else "the model's output is"
+def _refuse_equal_names(targets: Sequence[Target]) -> None:
+    if not targets:
+        raise AttributionError("no target is given: give one, or leave it out for the largest output")
+    names = [target.name for target in targets]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise AttributionError(f"target {twice[0]} is given twice")
 
 
 def _refuse_batch_statistics(model: nn.Module) -> None:

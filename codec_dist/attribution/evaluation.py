@@ -1,5 +1,7 @@
-"""One model, some layers and one target, evaluated at points of the input space."""
+"""One model, some layers and some targets, evaluated at points of the input space."""
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -8,8 +10,14 @@ from torch import Tensor
 
 from codec_dist.attribution.capture import Capture
 from codec_dist.attribution.errors import AttributionError
+from codec_dist.attribution.outputs import checked_output, widened
 from codec_dist.attribution.targets import Target
 from codec_dist.models.layers import LayerKey
+
+# Gradients of float16 networks are computed of the target times this, so that small ones do not vanish.
+FLOAT16_SCALE = 2.0**12
+
+Images = Float[Tensor, "batch ..."]
 
 
 @dataclass
@@ -18,83 +26,119 @@ class Point:
 
     Attributes:
         output: the model's output, detached; half-precision values are widened to float32.
-        target: T(x), detached.
-        hidden: h of each site, widened alike.
-        gradient: ∂T/∂h of each site, shaped like ``hidden``.
+        targets: T(x) of each target, detached.
+        hidden: h of each site, in the type in which the model computes.
+        gradients: for each target, ∂T/∂h of each site, shaped like ``hidden``.
     """
 
     output: Float[Tensor, "batch outputs"]
-    target: Float[Tensor, "batch"]
+    targets: tuple[Float[Tensor, "batch"], ...]
     hidden: dict[LayerKey, Tensor]
-    gradient: dict[LayerKey, Tensor]
+    gradients: tuple[dict[LayerKey, Tensor], ...]
 
 
 class Evaluation:
-    """Evaluates points for one batch at a time; begin each batch with :meth:`begin`."""
+    """Evaluates points for one batch at a time; begin each batch with :meth:`begin`.
 
-    def __init__(self, capture: Capture, target: Target) -> None:
-        self._capture, self._target = capture, target
-        self._choice: Int[Tensor, "batch chosen"] | None = None
-        self._constant: Point | None = None
+    Args:
+        capture: an open capture of the model.
+        targets: the forward pass is shared by all; each has a backward pass of its own.
+        autocast: type in which the model computes where autocast allows; None: its own.
+        largest: samples, times points, that may pass through the model at once; None: one point at a time.
+    """
 
-    def begin(self, images: Float[Tensor, "batch ..."], labels: Int[Tensor, "batch"] | None) -> Point:
-        """The point at the images themselves, where a target that stays fixed along the path is chosen."""
-        return self._evaluate(images, labels, choose=True)
+    def __init__(
+        self,
+        capture: Capture,
+        targets: Sequence[Target],
+        autocast: torch.dtype | None = None,
+        largest: int | None = None,
+    ) -> None:
+        self.targets, self.largest = tuple(targets), largest
+        self._capture, self._autocast = capture, autocast
+        self._choices: list[Int[Tensor, "batch chosen"] | None] = [None] * len(self.targets)
+        self._constant: tuple[Tensor, Point] | None = None
 
-    def at(self, images: Float[Tensor, "batch ..."]) -> Point:
-        """The point at other inputs for the same batch."""
-        return self._evaluate(images, None, choose=False)
+    def points_at_once(self, batch: int) -> int:
+        """How many points of a batch pass through the model together."""
+        return 1 if self.largest is None else max(1, self.largest // batch)
+
+    def begin(self, images: Images, labels: Int[Tensor, "batch"] | None) -> Point:
+        """The point at the images themselves, where targets that stay fixed along the path are chosen."""
+        return self._evaluate(images, 1, labels, choose=True)[0]
+
+    def at(self, *inputs: Images) -> list[Point]:
+        """Points at other inputs for the same batch, all in one pass."""
+        return self._evaluate(torch.cat(inputs) if len(inputs) > 1 else inputs[0], len(inputs))
 
     def at_constant(self, image: Float[Tensor, "one ..."], batch: int) -> Point:
-        """The point at one input for all samples: a batch of one, run once, if all have the same target."""
-        if self._choice is not None:
-            return self.at(image.expand(batch, *image.shape[1:]))
-        if self._constant is None:
-            self._constant = self.at(image)
-        return self._constant
+        """The point at one input for all samples: a batch of one, run once, if all have the same targets."""
+        if any(choice is not None for choice in self._choices):
+            return self.at(image.expand(batch, *image.shape[1:]))[0]
+        if self._constant is None or not torch.equal(self._constant[0], image):
+            self._constant = image, self.at(image)[0]
+        return self._constant[1]
 
-    def _evaluate(self, images: Tensor, labels: Tensor | None, choose: bool) -> Point:
-        output, hidden = self._capture(images)
-        output = _widened(checked_output(output, images.shape[0]))
+    def where_not_finite(self, image: Float[Tensor, "one ..."]) -> str | None:
+        """The first place in a forward pass that is not finite, as the beginning of a sentence; None: all is."""
+        with torch.no_grad(), self._precision(image.device):
+            output, hidden = self._capture(image)
+        if not image.isfinite().all():
+            return "its pixels are"
+        for site, values in hidden.items():
+            if not values.isfinite().all():
+                return f"layer {site} and what follows are"
+        return None if output.isfinite().all() else "the model's output is"
+
+    def _evaluate(self, inputs: Images, copies: int, labels: Tensor | None = None, choose: bool = False) -> list[Point]:
+        with self._precision(inputs.device):
+            output, hidden = self._capture(inputs)
+        output = widened(checked_output(output, inputs.shape[0]))
         if choose:
-            self._choice = self._target.choose(output.detach(), labels)
-        target = self._target.value(output, self._choice)
-        gradients = _gradients(target, hidden)
-        return Point(
-            output.detach(),
-            target.detach(),
-            {site: _widened(tensor.detach()) for site, tensor in hidden.items()},
-            {site: _widened(tensor) for site, tensor in gradients.items()},
-        )
+            self._choices = [target.choose(output.detach(), labels) for target in self.targets]
+        values = [self._value(target, output, choice) for target, choice in zip(self.targets, self._choices)]
+        gradients = [self._gradients(value, hidden, keep=value is not values[-1]) for value in values]
+        parts = {site: tensor.detach().chunk(copies) for site, tensor in hidden.items()}
+        slopes = [{site: tensor.chunk(copies) for site, tensor in each.items()} for each in gradients]
+        outputs, scalars = output.detach().chunk(copies), [value.detach().chunk(copies) for value in values]
+        return [
+            Point(
+                outputs[copy],
+                tuple(each[copy] for each in scalars),
+                {site: pieces[copy] for site, pieces in parts.items()},
+                tuple({site: pieces[copy] for site, pieces in each.items()} for each in slopes),
+            )
+            for copy in range(copies)
+        ]
 
+    def _precision(self, device: torch.device) -> AbstractContextManager[object]:
+        return nullcontext() if self._autocast is None else torch.autocast(device.type, self._autocast)
 
-def checked_output(output: object, batch: int) -> Float[Tensor, "batch outputs"]:
-    """The output if it has the form [batch, outputs].
+    def _value(self, target: Target, output: Tensor, choice: Tensor | None) -> Float[Tensor, "batch"]:
+        if choice is not None and len(choice) != len(output):
+            choice = choice.repeat(len(output) // len(choice), 1)
+        value = target.value(output, choice)
+        if not isinstance(value, Tensor) or value.shape != output.shape[:1]:
+            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise AttributionError(
+                f"target {target.name} returns {found} for an output of {list(output.shape)}: one number per sample, "
+                f"[{len(output)}], is needed"
+            )
+        return value
 
-    Raises:
-        AttributionError: it has another form.
-    """
-    if not isinstance(output, Tensor):
-        raise AttributionError(f"the model returns a {type(output).__name__}: wrap it to return [batch, outputs]")
-    if output.ndim != 2 or output.shape[0] != batch:
-        raise AttributionError(
-            f"the model's output is {list(output.shape)} for {batch} images: targets need [batch, outputs]"
-        )
-    return output
-
-
-def _gradients(target: Tensor, hidden: dict[LayerKey, Tensor]) -> dict[LayerKey, Tensor]:
-    """∂T/∂h of each site. In evaluation mode samples do not mix, so the batch's sum serves all at once."""
-    found: tuple[Tensor | None, ...] = (None,) * len(hidden)
-    if target.requires_grad:
-        found = torch.autograd.grad(target.sum(), list(hidden.values()), allow_unused=True)
-    gradients = {}
-    for site, gradient in zip(hidden, found, strict=True):
-        if gradient is None:
-            raise AttributionError(f"layer {site} does not influence the target: no gradient reaches it")
-        gradients[site] = gradient
-    return gradients
-
-
-def _widened(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    def _gradients(self, target: Tensor, hidden: dict[LayerKey, Tensor], keep: bool) -> dict[LayerKey, Tensor]:
+        """∂T/∂h of each site. In evaluation mode samples do not mix, so the batch's sum serves all at once."""
+        scale = FLOAT16_SCALE if self._autocast == torch.float16 else None
+        found: tuple[Tensor | None, ...] = (None,) * len(hidden)
+        if target.requires_grad:
+            total = target.sum() if scale is None else target.sum() * scale
+            found = torch.autograd.grad(total, list(hidden.values()), allow_unused=True, retain_graph=keep)
+        gradients = {}
+        for site, gradient in zip(hidden, found, strict=True):
+            if gradient is None:
+                raise AttributionError(
+                    f"layer {site} does not influence the target: no gradient reaches it; choose a layer that lies "
+                    "between the input and the output"
+                )
+            gradients[site] = gradient if scale is None else gradient.float().div_(scale)
+        return gradients

@@ -1,32 +1,39 @@
 """Methods: from evaluations of the model to contributions of every hidden unit (METHOD: "Contributions")."""
 
+import copy
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from codec_dist.attribution.baselines import Baseline, as_baseline
+from codec_dist.attribution.data_statistics import DataStatistics
 from codec_dist.attribution.errors import AttributionError, require_whole
 from codec_dist.attribution.evaluation import Evaluation, Point
+from codec_dist.attribution.outputs import widened
+from codec_dist.attribution.path_sums import HiddenTotal, PathSum, WholeTotal, path_sum_for
 from codec_dist.models.layers import LayerKey
 from codec_dist.utils import Registry, derive_seed
 
 Images = Float[Tensor, "batch ..."]
+Totals = dict[LayerKey, HiddenTotal]
 
 
 class Contributions(NamedTuple):
-    """What a method finds for one batch."""
+    """What a method finds for one batch; one item per target of the evaluation."""
 
-    totals: dict[LayerKey, Tensor]
-    """For each site, contributions shaped like its hidden tensor."""
-    baseline_value: Float[Tensor, "batch"] | None
-    """T(x₀), for methods that compare with a baseline."""
+    totals: Sequence[Totals]
+    """For each target and site, contributions shaped like the hidden tensor."""
+    baseline_values: Sequence[Float[Tensor, "batch"]] | None
+    """T(x₀) of each target, for methods that compare with a baseline."""
 
 
 class Method(ABC):
-    """How contributions are computed."""
+    """How contributions are computed. Subclass and register it, or name it in a config by import path."""
 
     complete: ClassVar[bool] = False
     """Whether the contributions of a cut layer add up to T(x) - T(x₀)."""
@@ -38,10 +45,26 @@ class Method(ABC):
 
     @abstractmethod
     def contributions(self, images: Images, at_images: Point, evaluation: Evaluation) -> Contributions:
-        """Contributions of every site. ``at_images`` is the method's to use up and change."""
+        """Contributions of every site to every target."""
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether it must be fitted to a data set first."""
+        return False
+
+    def fitted(self, statistics: DataStatistics) -> "Method":
+        """The method with what it needs of a data set; itself if that is nothing."""
+        del statistics
+        return self
 
 
-METHODS: Registry[Method] = Registry("attribution method", AttributionError)
+def _import_method(found: Any, name: str) -> Any:
+    if isinstance(found, type) and issubclass(found, Method):
+        return found
+    raise AttributionError(f"attribution method {name!r} is not a subclass of codec_dist.attribution.Method")
+
+
+METHODS: Registry[Method] = Registry("attribution method", AttributionError, imported=_import_method)
 
 
 @METHODS.register("integrated_gradients")
@@ -50,50 +73,77 @@ class IntegratedGradients(Method):
 
     C = Σ_{i=1..S} ½ (g_{i-1} + g_i) ⊙ (h_i - h_{i-1}) at x_i = x₀ + (i/S)(x - x₀); also known as layer
     conductance (Dhamdhere, Sundararajan, Yan 2018). S steps cost S evaluations, and one of a single image
-    for the baseline.
+    for the baseline if that is the same for all.
 
     Args:
-        steps: S, at least 1.
-        baseline: x₀, the same for all images: ``"zeros"`` (the mean-colour image), or a tensor shaped like
-            one image.
+        steps: S, at least 1; or ``"auto"``: the fewest whose relative residual is below ``tolerance``, see
+            :func:`codec_dist.attribution.choose_steps`.
+        baseline: x₀: the name of a baseline, one with options ``{"name": "blur", "options": {"sigma": 8}}``, a
+            tensor shaped like one image, or a :class:`Baseline`.
+        tolerance: the median relative residual that ``"auto"`` aims at, of every cut layer.
     """
 
     complete = True
 
-    def __init__(self, steps: int = 10, baseline: str | Tensor = "zeros") -> None:
-        require_whole("integrated_gradients: steps", steps, least=1)
-        if isinstance(baseline, str) and baseline != "zeros":
-            raise AttributionError(f"integrated_gradients: unknown baseline {baseline!r}: use `zeros`, or a tensor")
-        self.steps, self.baseline = steps, baseline
+    def __init__(
+        self,
+        steps: int | str = 10,
+        baseline: str | Mapping[str, Any] | Tensor | Baseline = "zeros",
+        tolerance: float = 0.05,
+    ) -> None:
+        if steps != "auto":
+            require_whole("integrated_gradients: steps", steps, least=1, or_else="`auto`")
+        if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not tolerance > 0:
+            raise AttributionError(f"integrated_gradients: tolerance is {tolerance!r}: it must be above 0")
+        self.steps, self.baseline, self.tolerance = steps, as_baseline(baseline), float(tolerance)
 
     @property
     def name(self) -> str:
-        """``integrated_gradients_10``."""
+        """``integrated_gradients_10``, ``integrated_gradients_auto``."""
         return f"integrated_gradients_{self.steps}"
+
+    def with_steps(self, steps: int) -> "IntegratedGradients":
+        """The same method with so many steps."""
+        require_whole("integrated_gradients: steps", steps, least=1)
+        changed = copy.copy(self)
+        changed.steps = steps
+        return changed
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether the baseline is of a data set that was not given yet."""
+        return self.baseline.needs_statistics
+
+    def fitted(self, statistics: DataStatistics) -> "Method":
+        """With the baseline that the data set gives."""
+        changed = copy.copy(self)
+        changed.baseline = self.baseline.fitted(statistics)
+        return changed
 
     def contributions(self, images: Images, at_images: Point, evaluation: Evaluation) -> Contributions:
         """Walk from the images down to the baseline, so that targets are chosen where the walk begins."""
-        start = self._start(images)
-        difference = images - start
-        totals: dict[LayerKey, Tensor] = {}
-        for step in range(self.steps - 1, -1, -1):
-            if step:
-                point = evaluation.at(start + (step / self.steps) * difference)
-            else:
-                point = evaluation.at_constant(start, images.shape[0])
-            _add_trapezoid(totals, at_images, point)
-            # The upper end of the next step; nothing of the points above is kept.
-            at_images.hidden.update(point.hidden)
-            at_images.gradient.update(point.gradient)
-        return Contributions(totals, point.target.expand(images.shape[0]))
+        if not isinstance(self.steps, int):
+            raise AttributionError("integrated_gradients: steps are `auto`: choose them with choose_steps(attributor)")
+        start = self.baseline.start(images)
+        make = path_sum_for(images.device)
+        sums: list[dict[LayerKey, PathSum]] = [{site: make() for site in at_images.hidden} for _ in evaluation.targets]
+        _add_point(sums, at_images)
+        at_once = evaluation.points_at_once(len(images))
+        inner = [step / self.steps for step in range(self.steps - 1, 0, -1)]
+        for first in range(0, len(inner), at_once):
+            inputs = (start.lerp(images, fraction) for fraction in inner[first : first + at_once])
+            for point in evaluation.at(*inputs):
+                _add_point(sums, point)
+        batch = len(images)
+        end = evaluation.at_constant(start, batch) if self.baseline.same_for_all else evaluation.at(start)[0]
+        _add_point(sums, end)
+        return Contributions([dict(each) for each in sums], [value.expand(batch) for value in end.targets])
 
-    def _start(self, images: Images) -> Tensor:
-        if isinstance(self.baseline, str):
-            return torch.zeros_like(images[:1])
-        if self.baseline.shape != images.shape[1:]:
-            found, needed = list(self.baseline.shape), list(images.shape[1:])
-            raise AttributionError(f"integrated_gradients: the baseline is {found}, the images are {needed}")
-        return self.baseline.to(images)[None]
+
+def _add_point(sums: Sequence[Mapping[LayerKey, PathSum]], point: Point) -> None:
+    for of_target, gradients in zip(sums, point.gradients, strict=True):
+        for site, path_sum in of_target.items():
+            path_sum.add(point.hidden[site], gradients[site])
 
 
 @METHODS.register("activation_gradient")
@@ -120,12 +170,15 @@ class ActivationGradient(Method):
 
     def contributions(self, images: Images, at_images: Point, evaluation: Evaluation) -> Contributions:
         """The product at the images; no further evaluation."""
-        totals = {}
-        for site, hidden in at_images.hidden.items():
-            gradient = at_images.gradient[site]
-            hidden = _unit(hidden) if self.normalize == "both" else hidden
-            totals[site] = hidden * (gradient if self.normalize == "neither" else _unit(gradient))
-        return Contributions(totals, None)
+        return Contributions([self._products(at_images.hidden, slopes) for slopes in at_images.gradients], None)
+
+    def _products(self, hidden: Mapping[LayerKey, Tensor], gradients: Mapping[LayerKey, Tensor]) -> Totals:
+        totals: Totals = {}
+        for site, values in hidden.items():
+            values, slope = widened(values), widened(gradients[site])
+            values = _unit(values) if self.normalize == "both" else values
+            totals[site] = WholeTotal(values * (slope if self.normalize == "neither" else _unit(slope)))
+        return totals
 
 
 @METHODS.register("smooth_gradient")
@@ -156,27 +209,22 @@ class SmoothGradient(Method):
         return f"smooth_gradient_{self.samples}"
 
     def contributions(self, images: Images, at_images: Point, evaluation: Evaluation) -> Contributions:
-        """One evaluation per noisy copy."""
+        """One evaluation per noisy copy, several in one pass where the batch is small."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "smooth_gradient"))
-        totals: dict[LayerKey, Tensor] = {}
-        for _ in range(self.samples):
-            noise = torch.randn(images.shape[1:], generator=generator, dtype=torch.float32).to(images)
-            point = evaluation.at(images + self.sigma * noise)
+        totals: list[dict[LayerKey, Tensor]] = [{} for _ in evaluation.targets]
+        at_once = evaluation.points_at_once(len(images))
+        for first in range(0, self.samples, at_once):
+            count = min(at_once, self.samples - first)
+            noise = [torch.randn(images.shape[1:], generator=generator, dtype=torch.float32) for _ in range(count)]
+            for point in evaluation.at(*(images + self.sigma * each.to(images) for each in noise)):
+                self._add(totals, point)
+        return Contributions([{site: WholeTotal(values) for site, values in each.items()} for each in totals], None)
+
+    def _add(self, totals: list[dict[LayerKey, Tensor]], point: Point) -> None:
+        for of_target, gradients in zip(totals, point.gradients, strict=True):
             for site, hidden in point.hidden.items():
-                product = hidden.mul(point.gradient[site]).div_(self.samples)
-                totals[site] = totals[site].add_(product) if site in totals else product
-        return Contributions(totals, None)
-
-
-def _add_trapezoid(totals: dict[LayerKey, Tensor], upper: Point, lower: Point) -> None:
-    """Add ½ (g_lower + g_upper) ⊙ (h_upper - h_lower) for each site, in place."""
-    for site, hidden in upper.hidden.items():
-        gradient_sum = upper.gradient[site] + lower.gradient[site]
-        change = hidden - lower.hidden[site]
-        if site in totals:
-            totals[site].addcmul_(change, gradient_sum, value=0.5)
-        else:
-            totals[site] = change.mul_(gradient_sum).mul_(0.5)
+                product = widened(hidden) * widened(gradients[site]) / self.samples
+                of_target[site] = of_target[site].add_(product) if site in of_target else product
 
 
 def _unit(tensor: Tensor) -> Tensor:

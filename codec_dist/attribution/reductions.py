@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from codec_dist.attribution.channel_order import keeps_channels_first, keeps_channels_last
 from codec_dist.attribution.errors import AttributionError
+from codec_dist.attribution.outputs import widened
 from codec_dist.models.layers import LayerKey
 from codec_dist.utils import suggestion
 
@@ -24,44 +26,61 @@ class Reduction(NamedTuple):
     """From the hidden shape to [batch, channels, positions], as a view where possible."""
     mean: bool = False
     """Mean in place of the sum over positions."""
+    channels_last: bool = False
+    """The hidden tensor is [batch, height, width, channels]."""
 
     def split(self, values: Float[Tensor, "batch ..."]) -> Split:
         """Positive and negative parts [batch, channels]: split by sign at each position, then summed."""
-        arranged = self.arrange(values)
+        arranged = widened(self.arrange(values))
         positive, negative = arranged.clamp(min=0).sum(dim=2), arranged.clamp(max=0).sum(dim=2)
         if self.mean:
             return positive / arranged.shape[2], negative / arranged.shape[2]
         return positive, negative
+
+    def positions(self, values: Float[Tensor, "batch ..."]) -> tuple[int, ...]:
+        """Shape of the positions of a hidden tensor: (height, width) of an image, else their number alone."""
+        if values.ndim == 4:
+            return tuple(values.shape[1:3] if self.channels_last else values.shape[2:])
+        return (self.arrange(values).shape[2],)
 
 
 def make_reduction(model: nn.Module, key: LayerKey) -> Reduction:
     """The reduction that a layer key asks for.
 
     Without a name: [batch, channels] as it is, [batch, tokens, channels] over tokens, and
-    [batch, channels, height, width] over height and width. By name: ``tokens`` (all tokens),
-    ``patch_tokens`` (without class and register tokens), ``class_token`` (the first alone), ``heads``
-    (attention heads in place of channels, over tokens and head dimensions), ``channels_last``
-    ([batch, height, width, channels], as in Swin), ``mean`` (the default as a mean over positions).
+    [batch, channels, height, width] over height and width; for modules that are known to keep channels last
+    (linear layers, LayerNorm, Swin blocks) [batch, height, width, channels]. By name: ``tokens`` (all
+    tokens), ``patch_tokens`` (without class and register tokens), ``class_token`` (the first alone), ``heads``
+    (attention heads in place of channels, over tokens and head dimensions), ``channels_first`` and
+    ``channels_last`` (where the channels of an image are, should the default be wrong), ``mean`` (the default
+    as a mean over positions).
 
     Raises:
         AttributionError: no such reduction, or the model does not have what it needs.
     """
     name = key.reduction
-    if name is None or name == "mean":
-        return Reduction(lambda values: _by_shape(key, values), mean=name == "mean")
+    if name in (None, "mean", "channels_first", "channels_last"):
+        last = name == "channels_last" or (name != "channels_first" and keeps_channels_last(model, key))
+        first = name == "channels_first" or keeps_channels_first(model, key)
+        return Reduction(lambda values: _by_shape(key, values, first, last), name == "mean", last)
     if name not in NAMED:
-        raise AttributionError(f"layer {key}: unknown reduction {name!r}: {suggestion(name, [*NAMED, 'mean'])}")
+        raise AttributionError(
+            f"layer {key}: unknown reduction {name!r}: "
+            f"{suggestion(name, [*NAMED, 'mean', 'channels_first', 'channels_last'])}"
+        )
     return Reduction(NAMED[name](model, key))
 
 
-def _by_shape(key: LayerKey, values: Tensor) -> Positions:
+def _by_shape(key: LayerKey, values: Tensor, first: bool, last: bool) -> Positions:
+    if values.ndim < 2:
+        raise AttributionError(f"layer {key} is {list(values.shape)}: at least [batch, channels] is needed")
+    if key.reduction == "channels_last" and values.ndim != 4:
+        raise AttributionError(f"layer {key} is {list(values.shape)}: channels_last needs four dimensions")
     if values.ndim == 2:
         return values.unsqueeze(2)
-    if values.ndim == 3:
+    if values.ndim == 3 and not first:
         return values.transpose(1, 2)
-    if values.ndim > 3:
-        return values.flatten(2)
-    raise AttributionError(f"layer {key} is {list(values.shape)}: at least [batch, channels] is needed")
+    return values.flatten(1, 2).transpose(1, 2) if last and values.ndim == 4 else values.flatten(2)
 
 
 def _tokens(model: nn.Module, key: LayerKey) -> Callable[[Tensor], Positions]:
@@ -97,21 +116,11 @@ def _heads(model: nn.Module, key: LayerKey) -> Callable[[Tensor], Positions]:
     return arrange
 
 
-def _channels_last(model: nn.Module, key: LayerKey) -> Callable[[Tensor], Positions]:
-    def arrange(values: Tensor) -> Positions:
-        if values.ndim != 4:
-            raise AttributionError(f"layer {key} is {list(values.shape)}: channels_last needs four dimensions")
-        return values.flatten(1, 2).transpose(1, 2)
-
-    return arrange
-
-
 NAMED: dict[str, Callable[[nn.Module, LayerKey], Callable[[Tensor], Positions]]] = {
     "tokens": _tokens,
     "patch_tokens": _patch_tokens,
     "class_token": _class_token,
     "heads": _heads,
-    "channels_last": _channels_last,
 }
 
 

@@ -1,7 +1,7 @@
 """What the engine hands back."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from jaxtyping import Float, Int
@@ -48,19 +48,23 @@ class LayerResult:
 
 @dataclass(frozen=True)
 class AttributionResult(Mapping[str, LayerResult]):
-    """A mapping from layer key to :class:`LayerResult`, and what concerns all layers.
+    """A mapping from layer key to :class:`LayerResult` for one target, and what concerns all layers.
 
     Attributes:
         layers: the results by layer key.
         target_value: T(x).
         baseline_value: T(x₀); NaN for methods without a baseline.
         prediction: index of the largest output at the images.
+        target: name of the target.
+        others: the results for further targets by name, where there are several.
     """
 
     layers: dict[str, LayerResult]
     target_value: Float[Tensor, "batch"]
     baseline_value: Float[Tensor, "batch"]
     prediction: Int[Tensor, "batch"]
+    target: str = ""
+    others: dict[str, "AttributionResult"] = field(default_factory=dict)
 
     def __getitem__(self, layer: str) -> LayerResult:
         return self.layers[layer]
@@ -81,6 +85,8 @@ def concatenate(parts: Sequence[AttributionResult]) -> AttributionResult:
         torch.cat([part.target_value for part in parts]),
         torch.cat([part.baseline_value for part in parts]),
         torch.cat([part.prediction for part in parts]),
+        parts[0].target,
+        {name: concatenate([part.others[name] for part in parts]) for name in parts[0].others},
     )
 
 

@@ -1,11 +1,17 @@
 """Targets: the scalar T(x) of the output that contributions explain (METHOD: "Targets")."""
 
+import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from codec_dist.attribution.data_statistics import DataStatistics, ridged_inverse
 from codec_dist.attribution.errors import AttributionError, require_whole
 from codec_dist.utils import Registry
 
@@ -18,8 +24,15 @@ Choice = Int[Tensor, "batch chosen"]
 class Target(ABC):
     """A scalar of the output per sample.
 
-    A target may choose outputs once per sample, at the image itself, and keep them along the path.
+    A target may choose outputs once per sample, at the image itself, and keep them along the path. A user's
+    own is a subclass (or, simpler, a function, see :class:`FunctionTarget`), entered in ``TARGETS`` or
+    named in a config by its import path.
     """
+
+    needs_labels: ClassVar[bool] = False
+    """Whether samples without a label cannot be explained."""
+    needs_statistics: ClassVar[bool] = False
+    """Whether it must be fitted to a data set first."""
 
     @property
     @abstractmethod
@@ -35,8 +48,63 @@ class Target(ABC):
     def value(self, output: Output, choice: Choice | None) -> Scalar:
         """The target [batch] of ``output`` [batch, outputs], differentiable."""
 
+    def fitted(self, statistics: DataStatistics) -> "Target":
+        """The target with what it needs of a data set; itself if that is nothing."""
+        del statistics
+        return self
 
-TARGETS: Registry[Target] = Registry("target", AttributionError)
+
+class FunctionTarget(Target):
+    """A target that a user gives as a function of the model's output.
+
+    Args:
+        function: from the output [batch, outputs], by differentiable operations, to [batch]. If it has a
+            parameter ``labels`` it also gets the true classes [batch].
+        name: a label; default the function's own name.
+    """
+
+    def __init__(self, function: Callable[..., Scalar], name: str | None = None) -> None:
+        self.function = function
+        self._name: str = name or str(getattr(function, "__name__", type(function).__name__))
+        self._takes_labels = "labels" in inspect.signature(function).parameters
+
+    @property
+    def name(self) -> str:
+        """The label, with letters, digits, dots and underscores alone."""
+        return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in self._name)
+
+    def choose(self, output: Output, labels: Labels | None) -> Choice | None:
+        """The labels, if the function takes them."""
+        if not self._takes_labels:
+            return None
+        if labels is None:
+            raise AttributionError(f"target {self.name}: the images come without labels, which this function takes")
+        return labels.long()[:, None]
+
+    def value(self, output: Output, choice: Choice | None) -> Scalar:
+        """What the function returns."""
+        return self.function(output) if choice is None else self.function(output, labels=choice.squeeze(1))
+
+
+def _import_target(found: Any, name: str) -> Callable[..., Target]:
+    """The factory for what an import path names: a target class, or a function of the output."""
+    if isinstance(found, type) and issubclass(found, Target):
+        return found
+    if not callable(found):
+        raise AttributionError(f"target {name!r} is a {type(found).__name__}, not a function of the output")
+
+    def make(**options: Any) -> Target:
+        written = "".join(f"_{option}_{value}" for option, value in options.items())
+        return FunctionTarget(partial(found, **options), name.replace(":", ".") + written)
+
+    # The registry checks options against the function's parameters; those that the engine fills are not options.
+    signature = inspect.signature(found)
+    options = [option for option in list(signature.parameters.values())[1:] if option.name != "labels"]
+    make.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
+    return make
+
+
+TARGETS: Registry[Target] = Registry("target", AttributionError, imported=_import_target)
 
 
 @TARGETS.register("top_k")
@@ -70,6 +138,43 @@ class TopK(Target):
         return values.topk(self.k, dim=1).values.sum(dim=1)
 
 
+@TARGETS.register("rank")
+@dataclass(frozen=True)
+class Rank(Target):
+    """The output of one rank: 1 is the largest. Several of them in one pass explain each of the top classes.
+
+    Args:
+        rank: from 1 up.
+        frozen: keep the class that has this rank at the image, else choose anew at every path point.
+        probabilities: of the softmax probabilities.
+    """
+
+    rank: int = 1
+    frozen: bool = True
+    probabilities: bool = False
+
+    def __post_init__(self) -> None:
+        require_whole("target rank: rank", self.rank, least=1)
+
+    @property
+    def name(self) -> str:
+        """``rank_2``, ``rank_2_moving``, ``rank_2_probability``."""
+        return f"rank_{self.rank}" + ("" if self.frozen else "_moving") + _suffix(self.probabilities)
+
+    def choose(self, output: Output, labels: Labels | None) -> Choice | None:
+        """The class of this rank at each image, if frozen."""
+        if self.rank > output.shape[1]:
+            raise AttributionError(f"target rank: rank is {self.rank}, the model has only {output.shape[1]} outputs")
+        return output.topk(self.rank, dim=1).indices[:, -1:] if self.frozen else None
+
+    def value(self, output: Output, choice: Choice | None) -> Scalar:
+        """The output of that class, or of that rank."""
+        values = _scores(output, self.probabilities)
+        if choice is not None:
+            return values.gather(1, choice).squeeze(1)
+        return values.topk(self.rank, dim=1).values[:, -1]
+
+
 @TARGETS.register("class")
 @dataclass(frozen=True)
 class GivenClass(Target):
@@ -99,6 +204,8 @@ class TrueLabel(Target):
     """The output of each sample's true class."""
 
     probabilities: bool = False
+
+    needs_labels: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -173,6 +280,54 @@ class Contrast(Target):
             raise AttributionError("target contrast: the model has one output, a contrast needs two")
         largest = _scores(output, self.probabilities).topk(2, dim=1).values
         return largest[:, 0] - largest[:, 1]
+
+
+@TARGETS.register("surprisal")
+@dataclass(frozen=True, eq=False)
+class Surprisal(Target):
+    """How unusual the raw outputs are over a data set: ½ (y - μ)ᵀ (Σ + εI)⁻¹ (y - μ), ε = 10⁻⁶ · tr Σ / n.
+
+    Args:
+        mean: μ, [outputs].
+        covariance: Σ, [outputs, outputs]. Both come from :meth:`fitted`, or are given.
+    """
+
+    mean: Float[Tensor, "outputs"] | None = None
+    covariance: Float[Tensor, "outputs outputs"] | None = None
+
+    needs_statistics: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if (self.mean is None) != (self.covariance is None):
+            raise AttributionError("target surprisal: give both mean and covariance, or neither")
+        precision = None if self.covariance is None else ridged_inverse(self.covariance)
+        object.__setattr__(self, "_precision", precision)
+
+    @property
+    def name(self) -> str:
+        """``surprisal``."""
+        return "surprisal"
+
+    def fitted(self, statistics: DataStatistics) -> Target:
+        """With the moments of the outputs over a data set."""
+        return Surprisal(statistics.output_mean, statistics.output_covariance)
+
+    def choose(self, output: Output, labels: Labels | None) -> Choice | None:
+        """Check that the moments are there, and of as many outputs."""
+        if self.mean is None:
+            raise AttributionError("target surprisal: no data set was given: call target.fitted(statistics) before")
+        if len(self.mean) != output.shape[1]:
+            raise AttributionError(
+                f"target surprisal: moments of {len(self.mean)} outputs, the model has {output.shape[1]}"
+            )
+        return None
+
+    def value(self, output: Output, choice: Choice | None) -> Scalar:
+        """The surprisal; computed in float64, for Σ may be close to singular."""
+        precision = self._precision.to(output.device)  # type: ignore[attr-defined]
+        assert self.mean is not None
+        deviation = output.double() - self.mean.to(output.device, torch.float64)
+        return (0.5 * (deviation @ precision * deviation).sum(dim=1)).to(output.dtype)
 
 
 def _scores(output: Output, probabilities: bool) -> Output:

@@ -1,5 +1,6 @@
 """Names that a config may use, and what each builds."""
 
+import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
@@ -14,12 +15,21 @@ Factory = TypeVar("Factory", bound=Callable[..., Any])
 class Registry(Generic[T]):
     """A table from a name to a factory (a class or a function), which a user can extend.
 
-    ``kind`` names the entries in error messages; ``error`` is the class of the errors raised.
+    Args:
+        kind: names the entries in error messages.
+        error: class of the errors raised.
+        imported: if given, names of the form ``package.module:attribute`` are imported, and this makes a
+            factory of what is found there, or refuses it. It gets the thing and its name.
     """
 
-    def __init__(self, kind: str, error: type[CodecError] = CodecError) -> None:
+    def __init__(
+        self,
+        kind: str,
+        error: type[CodecError] = CodecError,
+        imported: Callable[[Any, str], Callable[..., T]] | None = None,
+    ) -> None:
         self.kind = kind
-        self._error = error
+        self._error, self._imported = error, imported
         self._factories: dict[str, Callable[..., T]] = {}
 
     def register(self, name: str) -> Callable[[Factory], Factory]:
@@ -35,9 +45,19 @@ class Registry(Generic[T]):
 
     def factory(self, name: str) -> Callable[..., T]:
         """The factory called ``name``; an unknown name is refused with the nearest known ones."""
-        if name not in self._factories:
-            raise self._error(f"unknown {self.kind} {name!r}: {suggestion(name, self._factories)}")
-        return self._factories[name]
+        if name in self._factories:
+            return self._factories[name]
+        if self._imported is not None and ":" in name:
+            return self._imported(self._import(name), name)
+        hint = ", or give an import path package.module:name" if self._imported is not None else ""
+        raise self._error(f"unknown {self.kind} {name!r}: {suggestion(name, self._factories)}{hint}")
+
+    def _import(self, name: str) -> Any:
+        module, _, attribute = name.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise self._error(f"cannot import the {self.kind} {name!r}: {error}") from error
 
     def build(self, name: str, options: Mapping[str, Any] | None = None, /, **context: Any) -> T:
         """Build the entry ``name`` with ``options`` from a config and ``context`` from the caller.

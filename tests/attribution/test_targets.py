@@ -57,7 +57,7 @@ def test_frozen_outputs_are_those_that_were_largest_at_the_image() -> None:
 
 
 def test_the_config_reaches_every_target_by_name() -> None:
-    assert set(TARGETS) == {"top_k", "class", "label", "sum", "entropy", "contrast"}
+    assert set(TARGETS) == {"top_k", "class", "label", "rank", "sum", "entropy", "contrast", "surprisal"}
     assert TARGETS.build("top_k", {"k": 5}) == TopK(5)
     assert TARGETS.build("class", {"index": 3, "probabilities": True}) == GivenClass(3, probabilities=True)
     with pytest.raises(AttributionError, match="unknown target 'topk': did you mean top_k"):

@@ -1,0 +1,77 @@
+"""How many images may pass through a model at once, and what to do when they were too many."""
+
+import os
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from codec_dist.attribution.capture import Capture
+from codec_dist.attribution.errors import AttributionError
+
+# Beside what autograd keeps: h and g of two points and the sum of each chosen layer, or all points on a GPU.
+RUNNING_TENSORS = 5
+# What is measured leaves out the workspaces of convolutions and the fragments of the allocator.
+SPARE_FACTOR = 1.3
+
+CPU_ALLOCATION_FAILURES = ("can't allocate memory", "not enough memory", "std::bad_alloc")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host had too little memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # The CPU's allocator has no class of its own.
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in CPU_ALLOCATION_FAILURES)
+
+
+def check_budget(memory: object) -> None:
+    """Refuse a budget that is neither bytes nor a fraction.
+
+    Raises:
+        AttributionError: it is not.
+    """
+    whole = isinstance(memory, int) and not isinstance(memory, bool) and memory > 0
+    if not whole and not (isinstance(memory, float) and 0 < memory <= 1):
+        raise AttributionError(f"memory is {memory!r}: give bytes as a whole number, or a fraction from 0.0 to 1.0")
+
+
+def affordable(memory: int | float, device: torch.device, bytes_per_image: int) -> int:
+    """The number of images that a budget affords, at least one.
+
+    Args:
+        memory: bytes, or a fraction of all memory of ``device``.
+        device: where the model is.
+        bytes_per_image: see :func:`measure_image`.
+    """
+    budget = memory if isinstance(memory, int) else memory * _device_memory(device)
+    return max(1, int(budget / (SPARE_FACTOR * bytes_per_image)))
+
+
+def measure_image(capture: Capture, image: Float[Tensor, "one ..."], kept_points: int = 0) -> int:
+    """Bytes that one image needs: what autograd keeps of a forward pass, and the engine's tensors of each layer.
+
+    Args:
+        capture: open, with the layers that are watched.
+        image: one image on the model's device.
+        kept_points: points of the path whose h and g are kept until the end, as the fused kernel needs.
+    """
+    weights = {tensor.untyped_storage().data_ptr() for tensor in capture.model.parameters()}
+    kept: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        _, hidden = capture(image)
+    watched = sum(tensor.numel() * tensor.element_size() for tensor in hidden.values())
+    return sum(kept.values()) + watched * max(RUNNING_TENSORS, 2 * kept_points) + image.numel() * image.element_size()
+
+
+def _device_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,202 @@
+"""Sums along the path: Σ ½ (g_a + g_b) ⊙ (h_a - h_b) over neighbouring points, without keeping the points.
+
+On a CPU the elementwise work is bound by memory, and done as plain tensor operations it is a seventh of the
+time of a ResNet-50's steps. So it goes through the tensors in pieces that stay in the cache, and reads
+and writes main memory once per operand. On a GPU a fused kernel does better still (see
+:mod:`codec_dist.attribution.fused`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from codec_dist.attribution.fused import can_fuse, split_path
+from codec_dist.attribution.reductions import Reduction, Split
+
+# Numbers of one piece: four operands and two buffers of float32 fill about 1.5 MB, a common second-level cache.
+# Measured with ResNet-50 on 2 cores: 2^15 to 2^17 are alike, whole tensors take twice as long.
+PIECE = 1 << 16
+
+Hidden = Float[Tensor, "batch ..."]
+PointHidden = Float[Tensor, "points ..."]
+
+
+class HiddenTotal(ABC):
+    """Contributions of one site: numbers of the hidden tensor's shape, ready to be reduced."""
+
+    @abstractmethod
+    def split(self, reduction: Reduction) -> Split:
+        """Positive and negative parts [batch, channels]."""
+
+    @abstractmethod
+    def total(self) -> Float[Tensor, "batch"]:
+        """Sum over all positions and channels."""
+
+    @abstractmethod
+    def values(self) -> Hidden:
+        """The contributions themselves."""
+
+
+class WholeTotal(HiddenTotal):
+    """Contributions that are there as a tensor."""
+
+    def __init__(self, values: Hidden) -> None:
+        self._values = values
+
+    def split(self, reduction: Reduction) -> Split:
+        """Split by sign at each position, then summed."""
+        return reduction.split(self._values)
+
+    def total(self) -> Float[Tensor, "batch"]:
+        """Sum over everything but the batch."""
+        return self._values.flatten(1).sum(dim=1)
+
+    def values(self) -> Hidden:
+        """The tensor."""
+        return self._values
+
+
+class RunningSum(HiddenTotal):
+    """The sum over the path so far, and the last point; memory does not depend on the number of points."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, Tensor] | None = None
+        self._sum: Tensor | None = None
+
+    def add(self, hidden: PointHidden, gradient: PointHidden) -> None:
+        """Go on to the next point, from x towards x₀; a point of one sample serves the whole batch."""
+        if self._last is not None:
+            upper_hidden, upper_gradient = self._last
+            if self._sum is None:
+                kind = torch.promote_types(upper_hidden.dtype, torch.float32)
+                self._sum = torch.zeros_like(upper_hidden, dtype=kind)
+            add_trapezoid_(self._sum, upper_hidden, upper_gradient, hidden, gradient)
+        self._last = hidden, gradient
+
+    def split(self, reduction: Reduction) -> Split:
+        """Split by sign at each position, then summed, a few samples at a time."""
+        values = self.values()
+        samples = max(1, PIECE // max(1, values[0].numel()))
+        if values.is_cuda or samples >= len(values):
+            return reduction.split(values)
+        parts = [reduction.split(piece) for piece in values.split(samples)]
+        return torch.cat([positive for positive, _ in parts]), torch.cat([negative for _, negative in parts])
+
+    def total(self) -> Float[Tensor, "batch"]:
+        """Sum over everything but the batch."""
+        return WholeTotal(self.values()).total()
+
+    def values(self) -> Hidden:
+        """The sum; two points at least have been added."""
+        assert self._sum is not None
+        return self._sum
+
+
+class FusedSum(HiddenTotal):
+    """All points of the path, kept on a GPU until one kernel reads each once."""
+
+    def __init__(self) -> None:
+        self._hidden: list[Tensor] = []
+        self._gradient: list[Tensor] = []
+
+    def add(self, hidden: PointHidden, gradient: PointHidden) -> None:
+        """Go on to the next point, from x towards x₀; a point of one sample serves the whole batch."""
+        self._hidden.append(hidden)
+        self._gradient.append(gradient)
+
+    def split(self, reduction: Reduction) -> Split:
+        """Split by sign at each position, then summed, by one kernel."""
+        batch = len(self._hidden[0])
+        hidden = [reduction.arrange(point).expand(batch, -1, -1) for point in self._hidden]
+        gradient = [reduction.arrange(point).expand(batch, -1, -1) for point in self._gradient]
+        positive, negative = split_path(hidden, gradient)
+        if reduction.mean:
+            positions = hidden[0].shape[2]
+            return positive / positions, negative / positions
+        return positive, negative
+
+    def total(self) -> Float[Tensor, "batch"]:
+        """Sum over everything but the batch, by the same kernel."""
+        positive, negative = self.split(Reduction(_any_arrangement))
+        return (positive + negative).sum(dim=1)
+
+    def values(self) -> Hidden:
+        """The sum at each position, point by point."""
+        running = RunningSum()
+        for hidden, gradient in zip(self._hidden, self._gradient, strict=True):
+            running.add(hidden, gradient)
+        return running.values()
+
+
+def _any_arrangement(values: Hidden) -> Float[Tensor, "batch first rest"]:
+    """Three dimensions without a copy, whatever they mean."""
+    return values.flatten(2) if values.ndim > 2 else values.unsqueeze(2)
+
+
+PathSum = RunningSum | FusedSum
+
+
+def path_sum_for(device: torch.device, fused: bool = True) -> Callable[[], PathSum]:
+    """The kind of sum that is fastest on ``device``."""
+    return FusedSum if fused and can_fuse(device) else RunningSum
+
+
+def add_trapezoid_(
+    total: Hidden, upper_hidden: Hidden, upper_gradient: Hidden, lower_hidden: PointHidden, lower_gradient: PointHidden
+) -> None:
+    """Add ½ (g_upper + g_lower) ⊙ (h_upper - h_lower) to ``total``.
+
+    Args:
+        total: of float32 or wider; changed in place.
+        upper_hidden: h at the upper point, shaped like ``total``; narrower types are widened.
+        upper_gradient: ∂T/∂h alike.
+        lower_hidden: h at the lower point, alike, or of one sample that serves the whole batch.
+        lower_gradient: ∂T/∂h alike.
+    """
+    operands = [total, upper_gradient, lower_gradient, upper_hidden, lower_hidden]
+    flat = None if total.is_cuda else [_flat(tensor, total) for tensor in operands]
+    if flat is None or any(tensor is None for tensor in flat):
+        change = upper_hidden.to(total.dtype) - lower_hidden.to(total.dtype)
+        total.addcmul_(change, upper_gradient.to(total.dtype) + lower_gradient.to(total.dtype), value=0.5)
+        return
+    samples, width = total.shape[0], total[0].numel()
+    rows, columns = max(1, PIECE // max(1, width)), min(PIECE, width)
+    change, slope = total.new_empty(rows, columns), total.new_empty(rows, columns)
+    for row in range(0, samples, rows):
+        for column in range(0, width, columns):
+            _add_piece(flat, slice(row, row + rows), slice(column, column + columns), change, slope)
+
+
+def _add_piece(flat: list[Tensor | None], rows: slice, columns: slice, change: Tensor, slope: Tensor) -> None:
+    sums, *others = (tensor[rows if len(tensor) > 1 else slice(None), columns] for tensor in flat if tensor is not None)
+    upper_gradient, lower_gradient, upper_hidden, lower_hidden = (other.to(sums.dtype) for other in others)
+    change, slope = change[: sums.shape[0], : sums.shape[1]], slope[: sums.shape[0], : sums.shape[1]]
+    torch.add(upper_gradient, lower_gradient, out=slope)
+    torch.sub(upper_hidden, lower_hidden, out=change)
+    sums.addcmul_(change, slope, value=0.5)
+
+
+def _flat(tensor: Tensor, like: Tensor) -> Tensor | None:
+    """A view [samples, numbers] in the order of memory, if that order is the one of ``like``."""
+    width = like[0].numel()
+    sizes, strides = (tensor.shape[1:], tensor.stride()[1:])
+    same = sizes == like.shape[1:] and all(
+        size == 1 or mine == its for size, mine, its in zip(sizes, strides, like.stride()[1:])
+    )
+    if not same or not _is_dense(sizes, strides):
+        return None
+    between = tensor.stride(0) if tensor.shape[0] > 1 else width
+    return tensor.as_strided((tensor.shape[0], width), (between, 1), tensor.storage_offset())
+
+
+def _is_dense(sizes: torch.Size, strides: tuple[int, ...]) -> bool:
+    """Whether one sample's numbers fill a stretch of memory without gaps."""
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(strides, sizes) if size > 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
