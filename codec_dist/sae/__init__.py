@@ -1,21 +1,45 @@
 """Sparse autoencoders: architectures behind one interface, their files, and their held-out metrics (METHOD §3)."""
 
 from codec_dist.sae.autoencoder import ARCHITECTURES, Loss, SparseAutoencoder, build
+from codec_dist.sae.batchtopk import BatchTopKAutoencoder
 from codec_dist.sae.errors import SaeError
+from codec_dist.sae.fitted import FittedAutoencoder
+from codec_dist.sae.gated import GatedAutoencoder
+from codec_dist.sae.groups import ALONE, Group
+from codec_dist.sae.jumprelu import JumpReluAutoencoder
+from codec_dist.sae.linear import LinearAutoencoder, geometric_median
+from codec_dist.sae.matryoshka import MatryoshkaAutoencoder
 from codec_dist.sae.metrics import ReconstructionMetrics, ReconstructionReport, coherence
+from codec_dist.sae.nmf import NmfAutoencoder
+from codec_dist.sae.pca import PcaAutoencoder
+from codec_dist.sae.relu import ReluAutoencoder
 from codec_dist.sae.stsae import StsaeAutoencoder
-from codec_dist.sae.topk import TopKAutoencoder, geometric_median
+from codec_dist.sae.topk import TopKAutoencoder
+from codec_dist.sae.trained import TrainedAutoencoder, forget_moments
 
 __all__ = [
+    "ALONE",
     "ARCHITECTURES",
+    "BatchTopKAutoencoder",
+    "FittedAutoencoder",
+    "GatedAutoencoder",
+    "Group",
+    "JumpReluAutoencoder",
+    "LinearAutoencoder",
     "Loss",
+    "MatryoshkaAutoencoder",
+    "NmfAutoencoder",
+    "PcaAutoencoder",
     "ReconstructionMetrics",
     "ReconstructionReport",
+    "ReluAutoencoder",
     "SaeError",
     "SparseAutoencoder",
     "StsaeAutoencoder",
     "TopKAutoencoder",
+    "TrainedAutoencoder",
     "build",
     "coherence",
+    "forget_moments",
     "geometric_median",
 ]

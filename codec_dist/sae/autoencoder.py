@@ -1,8 +1,8 @@
 """What every sparse autoencoder is, whatever its architecture."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -10,88 +10,175 @@ from torch import Tensor, nn
 
 from codec_dist.sae.checkpoint import read_checkpoint, write_checkpoint
 from codec_dist.sae.errors import SaeError
+from codec_dist.sae.groups import ALONE, Group
+from codec_dist.sae.members import wide
+from codec_dist.sae.metrics import ReconstructionMetrics, ReconstructionReport
+from codec_dist.sae.options import Options, signature
+from codec_dist.sae.scaling import channel_scales
 from codec_dist.utils import Registry
+
+Sign = Literal["positive", "negative", "net", "both"]
+# Bookkeeping that SAEs saved by earlier versions lack, and which may start anew.
+LATER_BUFFERS = ("samples_since_fired", "channel_scale")
 
 
 class Loss(NamedTuple):
     """A training loss and what it is made of."""
 
-    total: Float[Tensor, ""]
+    total: Float[Tensor, "*members"]
     """What is minimized: a mean over the rows of the batch, plus terms that do not depend on rows."""
-    parts: dict[str, Float[Tensor, ""]]
-    """The terms by name, detached, for logging."""
+    parts: dict[str, Tensor]
+    """The terms by name, unweighted and detached, for logging."""
+
+    @classmethod
+    def weighted(cls, terms: Mapping[str, tuple[float | Tensor, Tensor]]) -> "Loss":
+        """The sum of terms, each given as (weight, value); the first has the weight 1."""
+        (_, total), *others = terms.values()
+        for weight, value in others:
+            total = total + weight * value
+        return cls(total, {name: value.detach() for name, (_, value) in terms.items()})
 
 
 class SparseAutoencoder(nn.Module):
-    """Rows [batch, channels] as sparse nonnegative combinations of the rows of a dictionary [modes, channels].
+    """Rows [batch, channels] as sparse combinations of the rows of a dictionary [modes, channels].
 
-    ``encode`` takes rows in the units in which they are stored and ``decode`` returns such rows. Inside,
-    rows are divided by ``scale``, one number for the whole layer (the standard deviation of everything in
-    the rows that the SAE was fitted on; METHOD §3), so loadings and dictionary are in units of ``scale``.
+    ``encode`` takes rows in the units in which they are stored and ``decode`` returns such rows. Inside, rows
+    are divided by ``scale``, one number for the whole layer, or by one number per channel (``scaling``).
+    Loadings are ≥ 0, except those of PCA.
 
-    An architecture is a subclass that sets ``architecture`` and ``options``, implements
-    ``encode_scaled``, ``decode_scaled``, ``loss`` and ``dictionary``, and enters itself into
-    ``ARCHITECTURES``. ``loss`` must be a mean over rows (plus terms without rows), so that the losses of
-    two halves of a batch average to the loss of the whole: training on several ranks relies on it.
+    An architecture is a subclass that sets ``architecture`` and ``option_type``, implements ``encode_scaled``,
+    ``decode_scaled``, ``loss`` and ``atoms``, and enters itself into ``ARCHITECTURES``. Its formulas are
+    written for tensors with any leading dimensions, so that parameters with a leading dimension of members
+    make a stack of SAEs (:class:`StackedAutoencoder`), and sum over modes through ``mode_group``, so that
+    each process may hold a part of the dictionary (:func:`shard`).
+
+    ``loss`` must be a mean over rows (plus terms without rows), so that the losses of two halves of a batch
+    average to the loss of the whole: training on several processes relies on it. Where it is more than a
+    mean over rows (BatchTopK), what couples rows goes through ``row_group``.
     """
 
     architecture: ClassVar[str]
     """Name in ``ARCHITECTURES``."""
+    option_type: ClassVar[type[Options]] = Options
+    """The options of the architecture; keyword arguments of its constructor."""
+    mode_parameters: ClassVar[tuple[str, ...]] = ()
+    """Parameters of which each mode owns a row: what resampling sets anew, and what sharding divides."""
+    member_options: ClassVar[tuple[str, ...]] = ()
+    """Options (attributes) in which the members of a stack may differ."""
     options: dict[str, Any]
-    """Keyword arguments that, with ``channels``, build this SAE again."""
-    statistics: Float[Tensor, "statistics"]
-    """Sums over the rows of the last batch given to ``loss`` which ``after_step`` uses (empty where it needs
-    none). When a batch is spread over ranks, the trainer sums them over the ranks in between."""
+    """JSON values that, with ``channels``, build this SAE again."""
+    channel_scale: Float[Tensor, "*members channels"] | None
+    """Divisors of the channels, after that by ``scale``; None where all are 1."""
+    statistics: Float[Tensor, "*members statistics"]
+    """Sums over the rows of the last batch given to ``loss`` which ``after_step`` uses. When a batch is spread
+    over ranks, the trainer sums them over the ranks in between."""
 
-    def __init__(self, channels: int, modes: int) -> None:
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        # So that the registry, and help, know what a config may ask for.
+        cls.__signature__ = signature(cls.option_type)  # type: ignore[attr-defined]
+
+    def __init__(self, channels: int, **options: Any) -> None:
         super().__init__()
-        if channels < 1 or modes < 1:
-            raise ValueError(f"channels and modes must be at least 1, found {channels} and {modes}")
-        self.channels, self.modes = channels, modes
-        self.scale = 1.0
-        self.noise: torch.Generator | None = None
+        if channels < 1:
+            raise ValueError(f"channels must be at least 1, found {channels}")
+        self.chosen = self.option_type(**options).resolve(channels)
+        assert self.chosen.modes is not None
+        self.channels, self.modes = channels, self.chosen.modes
+        self.options = self.chosen.plain()
+        self.scale: float | Tensor = 1.0
+        self.sign: Sign | None = None
+        self.noise: torch.Generator | list[torch.Generator] | None = None
+        self.row_group: Group = ALONE
+        self.mode_group: Group = ALONE
+        self.first_mode = 0
         self.register_buffer("statistics", torch.zeros(0), persistent=False)
+        per_channel = self.chosen.scaling == "per_channel" or self._flips
+        self.register_buffer("channel_scale", torch.ones(channels) if per_channel else None)
 
-    def encode(self, rows: Float[Tensor, "batch channels"]) -> Float[Tensor, "batch modes"]:
-        """Loadings (≥ 0, in units of ``scale``) of rows in stored units."""
-        return self.encode_scaled(rows / self.scale)
+    # ---- what everyone uses
 
-    def decode(self, loadings: Float[Tensor, "batch modes"]) -> Float[Tensor, "batch channels"]:
+    def encode(self, rows: Float[Tensor, "*members batch channels"]) -> Float[Tensor, "*members batch modes"]:
+        """Loadings of rows in stored units."""
+        return self.encode_scaled(self.scaled(rows))
+
+    def decode(self, loadings: Float[Tensor, "*members batch modes"]) -> Float[Tensor, "*members batch channels"]:
         """Rows in stored units from loadings."""
-        return self.decode_scaled(loadings) * self.scale
+        return self._stored(self.decode_scaled(loadings)) * wide(self.scale)
 
-    def forward(self, rows: Float[Tensor, "batch channels"]) -> Float[Tensor, "batch channels"]:
+    def forward(self, rows: Float[Tensor, "*members batch channels"]) -> Float[Tensor, "*members batch channels"]:
         """The reconstruction of rows, both in stored units."""
         return self.decode(self.encode(rows))
 
-    def encode_scaled(self, rows: Float[Tensor, "batch channels"]) -> Float[Tensor, "batch modes"]:
-        """Loadings of rows that are already divided by ``scale``."""
-        raise NotImplementedError
-
-    def decode_scaled(self, loadings: Float[Tensor, "batch modes"]) -> Float[Tensor, "batch channels"]:
-        """Rows divided by ``scale`` from loadings."""
-        raise NotImplementedError
-
-    def loss(self, rows: Float[Tensor, "batch channels"]) -> Loss:
-        """The training loss of rows in stored units (at least one); records ``statistics``."""
-        raise NotImplementedError
-
     @property
-    def dictionary(self) -> Float[Tensor, "modes channels"]:
-        """The modes as vectors over channels, in units of ``scale``; detached."""
-        raise NotImplementedError
+    def dictionary(self) -> Float[Tensor, "*members modes channels"]:
+        """The modes as vectors over channels, detached: times ``scale``, what a loading of 1 adds to a row."""
+        return self._stored(self.atoms()).detach()
 
     @torch.no_grad()
-    def calibrate(self, rows: Float[Tensor, "rows channels"], scale: int | float) -> None:
-        """Set ``scale`` and whatever starts from data, given some rows (in stored units) of the fit part.
+    def metrics(self, batches: Iterable[Float[Tensor, "batch channels"]]) -> ReconstructionReport:
+        """How well held-out rows (in stored units) are reconstructed, in eval mode."""
+        training, found = self.training, ReconstructionMetrics()
+        self.eval()
+        for rows in batches:
+            loadings = self.encode(rows)
+            found.update(rows, self.decode(loadings), loadings)
+        self.train(training)
+        return found.result(self.dictionary.cpu())
+
+    # ---- what an architecture defines
+
+    def encode_scaled(self, rows: Float[Tensor, "*members batch channels"]) -> Float[Tensor, "*members batch modes"]:
+        """Loadings of rows that are already scaled."""
+        raise NotImplementedError
+
+    def decode_scaled(
+        self, loadings: Float[Tensor, "*members batch modes"]
+    ) -> Float[Tensor, "*members batch channels"]:
+        """Scaled rows from loadings."""
+        raise NotImplementedError
+
+    def atoms(self) -> Float[Tensor, "*members modes channels"]:
+        """The dictionary in units of scaled rows, differentiable."""
+        raise NotImplementedError
+
+    def loss(self, rows: Float[Tensor, "*members batch channels"], batch_rows: int | None = None) -> Loss:
+        """The training loss of rows in stored units; records ``statistics``.
+
+        Args:
+            rows: this process's share of a batch, which may be none of it.
+            batch_rows: rows of the batch over all processes of ``row_group``; default: those given.
+        """
+        raise NotImplementedError
+
+    # ---- what a trainer uses
+
+    @torch.no_grad()
+    def calibrate(
+        self,
+        rows: Float[Tensor, "rows channels"],
+        scale: int | float,
+        deviations: Float[Tensor, "channels"] | None = None,
+    ) -> None:
+        """Set the scaling and whatever starts from data.
+
+        Args:
+            rows: some rows (in stored units) of the fit part.
+            scale: standard deviation over all elements of the fit part.
+            deviations: standard deviation of each channel, for ``scaling`` per channel; default: that of ``rows``.
 
         Raises:
             SaeError: the scale is not a positive number.
         """
         if not 0 < scale < float("inf"):
             raise SaeError(f"rows with a standard deviation of {scale:g} cannot be decomposed: they must vary")
-        self.scale = float(scale)
-        self._start_from(rows / self.scale)
+        self.scale = float(scale) if self.chosen.scaling == "scalar" else 1.0
+        if self.channel_scale is not None:
+            spread = rows.double().std(0, correction=0) if deviations is None else deviations
+            per_channel = self.chosen.scaling == "per_channel"
+            divisors = channel_scales(rows, spread, float(scale), per_channel=per_channel, flip=self._flips)
+            self.channel_scale.copy_(divisors)
+        self._start_from(self.scaled(rows))
 
     def before_step(self) -> None:
         """Adjust gradients after the backward pass, before the optimizer's step."""
@@ -103,13 +190,20 @@ class SparseAutoencoder(nn.Module):
         """Draw the randomness of the following losses (dropout) from a stream of its own."""
         self.noise = torch.Generator(device=self.statistics.device).manual_seed(seed)
 
+    @property
+    def layer_channels(self) -> int:
+        """Channels of the layer: half of ``channels`` where a row holds the positive and the negative part."""
+        return self.channels // 2 if self.sign == "both" else self.channels
+
+    # ---- files
+
     def save(self, directory: Path, details: Mapping[str, Any] | None = None) -> None:
         """Write ``config.json`` and ``model.safetensors``, each atomically.
 
         ``details`` (JSON values, e.g. which rows the SAE was fitted on) are kept in ``config.json``.
         """
         config = {"architecture": self.architecture, "channels": self.channels, "modes": self.modes}
-        config |= {"scale": self.scale, "options": self.options, "details": dict(details or {})}
+        config |= {"scale": self.scale, "sign": self.sign, "options": self.options, "details": dict(details or {})}
         write_checkpoint(Path(directory), config, self.state_dict())
 
     @classmethod
@@ -126,13 +220,31 @@ class SparseAutoencoder(nn.Module):
         dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
         if len(dtypes) == 1:
             sae.to(dtypes.pop())
+        fresh = sae.state_dict()
         try:
-            sae.load_state_dict(state)
+            sae.load_state_dict({name: fresh[name] for name in LATER_BUFFERS if name in fresh} | state)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise SaeError(f"the weights in {directory} do not fit its config.json: {reason}") from error
-        sae.scale = float(config["scale"])
+        sae.scale, sae.sign = float(config["scale"]), config.get("sign")
         return sae.eval()
+
+    # ---- inside
+
+    def scaled(self, rows: Float[Tensor, "*members batch channels"]) -> Float[Tensor, "*members batch channels"]:
+        """Rows in stored units divided by ``scale`` and, where there is one, by the scale of each channel."""
+        rows = rows / wide(self.scale)
+        return rows if self.channel_scale is None else rows / self.channel_scale.unsqueeze(-2)
+
+    def _stored(
+        self, vectors: Float[Tensor, "*members vectors channels"]
+    ) -> Float[Tensor, "*members vectors channels"]:
+        return vectors if self.channel_scale is None else vectors * self.channel_scale.unsqueeze(-2)
+
+    @property
+    def _flips(self) -> bool:
+        """Whether channels whose rows are all ≤ 0 are to be made ≥ 0."""
+        return False
 
     def _start_from(self, scaled_rows: Float[Tensor, "rows channels"]) -> None:
         """Hook of ``calibrate`` for parameters that start from data."""
@@ -150,24 +262,3 @@ def build(name: str, options: Mapping[str, Any], channels: int, seed: int = 0) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ARCHITECTURES.build(name, options, channels=channels)
-
-
-def count_modes(channels: int, modes: int | None, expansion: int | float) -> int:
-    """The number of modes: as given, or ``expansion`` times the channels.
-
-    Raises:
-        ValueError: ``modes`` is not a whole number.
-    """
-    check_whole(modes=modes)
-    return modes if modes is not None else max(1, round(expansion * channels))
-
-
-def check_whole(**options: int | None) -> None:
-    """Refuse options (which come from a config) that should be whole numbers and are not; None passes.
-
-    Raises:
-        ValueError: such an option.
-    """
-    for name, value in options.items():
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-            raise ValueError(f"{name} must be a whole number, found {value!r}")

@@ -45,7 +45,8 @@ def test_initial_weights_depend_on_the_seed_alone(name: str, options: dict[str, 
 
 
 def test_every_architecture_is_registered() -> None:
-    assert list(ARCHITECTURES) == ["stsae", "topk"]
+    learned = ["batchtopk", "gated", "jumprelu", "matryoshka", "relu", "stsae", "topk"]
+    assert list(ARCHITECTURES) == sorted([*learned, "nmf", "pca"])
     with pytest.raises(SaeError, match="did you mean topk"):
         build("topkk", {}, channels=4)
 

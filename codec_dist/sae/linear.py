@@ -1,0 +1,178 @@
+"""SAEs with a linear encoder: everything but how preactivations become loadings."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from codec_dist.sae.autoencoder import Loss
+from codec_dist.sae.members import affine, mean_square
+from codec_dist.sae.options import TrainedOptions
+from codec_dist.sae.trained import SMALLEST_NORM, TrainedAutoencoder, unit_rows
+
+MEDIAN_ITERATIONS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearOptions(TrainedOptions):
+    """What every SAE with a linear encoder can be asked for."""
+
+    normalize: bool = True
+    """Keep dictionary rows at norm 1, and take the part along the row out of each gradient."""
+    decoder_bias: Literal["geometric_median", "mean", "zero", "none"] = "geometric_median"
+    """Where the bias that all reconstructions share starts from; `none`: there is no such bias."""
+
+
+class LinearAutoencoder(TrainedAutoencoder):
+    """Preactivations a = (x − b) Eᵀ + c, loadings z = f(a), reconstruction x̂ = z D + b, ‖D_m‖ = 1 by option.
+
+    A subclass defines f (``_activate``) and what its loss adds to mean (x − x̂)² (``_penalties``).
+
+    Start: E = D (tied), rows of D random directions, b the geometric median of the first rows, c = 0.
+    """
+
+    option_type = LinearOptions
+    chosen: LinearOptions
+    mode_parameters: ClassVar[tuple[str, ...]] = ("encoder", "encoder_bias", "decoder")
+    member_options: ClassVar[tuple[str, ...]] = ("auxk_coefficient",)
+    resampled_gain: ClassVar[float] = 1.0
+    """Norm of a resampled mode's encoder, in units of the mean over living modes."""
+    decoder_bias: nn.Parameter | None
+
+    def __init__(self, channels: int, **options: Any) -> None:
+        super().__init__(channels, **options)
+        directions = torch.randn(self.modes, channels)
+        self.decoder = nn.Parameter(unit_rows(directions.abs() if self.nonnegative else directions))
+        self.encoder = nn.Parameter(self.decoder.detach().clone())
+        self.encoder_bias = nn.Parameter(torch.zeros(self.modes))
+        has_bias = self.chosen.decoder_bias != "none"
+        self.register_parameter("decoder_bias", nn.Parameter(torch.zeros(channels)) if has_bias else None)
+
+    def encode_scaled(self, rows: Float[Tensor, "*members batch channels"]) -> Float[Tensor, "*members batch modes"]:
+        return self._activate(self._preactivations(rows), rows.shape[-2])
+
+    def decode_scaled(
+        self, loadings: Float[Tensor, "*members batch modes"]
+    ) -> Float[Tensor, "*members batch channels"]:
+        if self.mode_group.size == 1 and self.decoder_bias is not None:
+            return affine(self.decoder_bias, loadings, self.decoder.mT)
+        own = self.mode_group.sum(loadings @ self.decoder)
+        return own if self.decoder_bias is None else own + self.decoder_bias.unsqueeze(-2)
+
+    def atoms(self) -> Float[Tensor, "*members modes channels"]:
+        return self.decoder
+
+    def loss(self, rows: Float[Tensor, "*members batch channels"], batch_rows: int | None = None) -> Loss:
+        rows = self.scaled(rows)
+        preactivations = self._preactivations(rows)
+        loadings = self._activate(preactivations, rows.shape[-2] if batch_rows is None else batch_rows)
+        self._record(loadings)
+        reconstruction, errors = self._reconstruction(rows, loadings)
+        terms: dict[str, tuple[float | Tensor, Tensor]] = {"reconstruction": (1.0, reconstruction)}
+        terms |= self._penalties(rows, preactivations, loadings)
+        auxiliary = self._auxiliary_loss(preactivations, errors)
+        if auxiliary is not None:
+            terms["auxiliary"] = (self.auxk_coefficient, auxiliary)
+        return Loss.weighted(terms)
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Take out of each dictionary row's gradient the part along the row, which the norm would undo."""
+        if self.chosen.normalize and self.decoder.grad is not None:
+            along = (self.decoder.grad * self.decoder).sum(-1, keepdim=True)
+            self.decoder.grad.addcmul_(along, self.decoder, value=-1)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Bring the dictionary back to its constraints, and count who fired."""
+        if self.nonnegative:
+            self.decoder.clamp_(min=0)
+        if self.chosen.normalize:
+            norms = torch.linalg.vector_norm(self.decoder, dim=-1, keepdim=True)
+            self.decoder.div_(norms.clamp_min_(SMALLEST_NORM))
+        super().after_step()
+
+    def _activate(
+        self, preactivations: Float[Tensor, "*members batch modes"], batch_rows: int
+    ) -> Float[Tensor, "*members batch modes"]:
+        """Loadings; ``batch_rows`` counts the rows of the whole batch, of which these may be a share."""
+        raise NotImplementedError
+
+    def _penalties(
+        self,
+        rows: Float[Tensor, "*members batch channels"],
+        preactivations: Float[Tensor, "*members batch modes"],
+        loadings: Float[Tensor, "*members batch modes"],
+    ) -> dict[str, tuple[float | Tensor, Tensor]]:
+        """The terms that the loss adds to the reconstruction's, by name as (weight, value)."""
+        return {}
+
+    def _reconstruction(
+        self, rows: Float[Tensor, "*members batch channels"], loadings: Float[Tensor, "*members batch modes"]
+    ) -> tuple[Float[Tensor, "*members"], Float[Tensor, "*members batch channels"]]:
+        """The reconstruction's loss, and the errors that are left."""
+        errors = rows - self.decode_scaled(loadings)
+        return mean_square(errors), errors
+
+    def _preactivations(self, rows: Float[Tensor, "*members batch channels"]) -> Float[Tensor, "*members batch modes"]:
+        if self.decoder_bias is None:
+            return affine(self.encoder_bias, rows, self.encoder)
+        # (x − b) Eᵀ, with the gradient to b taken by a product with a vector: as an input of the matrix product,
+        # b would cost a gradient to every row of the batch, as much as another forward pass.
+        bias = self.mode_group.copy(self.decoder_bias)
+        fixed = bias.detach()
+        offset = self.encoder_bias - (self.encoder.detach() @ (bias - fixed).unsqueeze(-1)).squeeze(-1)
+        return affine(offset, rows - fixed.unsqueeze(-2), self.encoder)
+
+    def _magnitudes(self, loadings: Float[Tensor, "*members batch modes"]) -> Float[Tensor, "*members"]:
+        """Σ_m z_m ‖D_m‖ / √channels, averaged over rows: the L1 norm that no rescaling of modes can change.
+
+        Divided by √channels, because rows of unit variance have about that norm: so a weight means the same
+        at layers of any width.
+        """
+        sizes = loadings if self.chosen.normalize else loadings * self.decoder.norm(dim=-1).unsqueeze(-2)
+        total = sizes.sum((-2, -1)) / max(loadings.shape[-2], 1)
+        return self.mode_group.sum(total) / self.channels**0.5
+
+    def _restart(
+        self,
+        dead: Bool[Tensor, "*members modes"],
+        scaled_rows: Float[Tensor, "*members batch channels"],
+        chosen: Int[Tensor, "*members modes"],
+        residuals: Float[Tensor, "*members modes channels"],
+    ) -> None:
+        directions = unit_rows(residuals.relu() if self.nonnegative else residuals)
+        self.encoder_bias.masked_fill_(dead, 0)
+        for weights, gain in ((self.encoder, self.resampled_gain), (self.decoder, 1.0)):
+            size = gain * self._mean_norm(weights, ~dead)[..., None, None]
+            weights.copy_(torch.where(dead[..., None], directions * size, weights))
+
+    def _mean_norm(
+        self, weights: Float[Tensor, "*members modes channels"], living: Bool[Tensor, "*members modes"]
+    ) -> Float[Tensor, "*members"]:
+        """Mean norm of the rows of living modes; 1 where none lives."""
+        norms = torch.linalg.vector_norm(weights, dim=-1)
+        total, count = self.mode_group.sum((norms * living).sum(-1)), self.mode_group.sum(living.sum(-1))
+        return torch.where(count > 0, total / count.clamp(min=1), torch.ones_like(total))
+
+    def _start_from(self, scaled_rows: Float[Tensor, "rows channels"]) -> None:
+        if self.decoder_bias is None or self.chosen.decoder_bias == "zero":
+            return
+        middle = geometric_median if self.chosen.decoder_bias == "geometric_median" else _mean
+        self.decoder_bias.copy_(middle(scaled_rows))
+
+
+def geometric_median(rows: Float[Tensor, "rows channels"]) -> Float[Tensor, "channels"]:
+    """The point with the least sum of distances to the rows, by Weiszfeld's iteration in float64."""
+    points = rows.double()
+    median = points.mean(0)
+    for _ in range(MEDIAN_ITERATIONS):
+        weights = 1 / torch.linalg.vector_norm(points - median, dim=1, keepdim=True).clamp_min(SMALLEST_NORM)
+        median = (weights * points).sum(0) / weights.sum()
+    return median.to(rows.dtype)
+
+
+def _mean(rows: Float[Tensor, "rows channels"]) -> Float[Tensor, "channels"]:
+    return rows.double().mean(0).to(rows.dtype)
