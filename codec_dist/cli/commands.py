@@ -9,7 +9,7 @@ import yaml
 
 from codec_dist.config import config_reference, load_config
 from codec_dist.config import config_schema as schema_of_config
-from codec_dist.utils import CodecError
+from codec_dist.utils import Progress
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -64,19 +64,35 @@ def shards_index(arguments: argparse.Namespace) -> None:
 
 def store_info(arguments: argparse.Namespace) -> None:
     """A store at a glance."""
-    from codec_dist.store import ContributionStore
+    from codec_dist.store import ContributionStore, find_store
 
-    print(ContributionStore(_store_folder(arguments.store)).info())
+    print(ContributionStore(find_store(arguments.store)).info())
 
 
 def store_digest(arguments: argparse.Namespace) -> None:
     """The digest of a store, alone on the last line."""
-    from codec_dist.store import ContributionStore
+    from codec_dist.store import ContributionStore, find_store
 
-    store = ContributionStore(_store_folder(arguments.store))
+    store = ContributionStore(find_store(arguments.store))
     if not store.complete:
         print("the store is not complete: this is the digest of the shards that are done", file=sys.stderr)
     print(store.digest())
+
+
+def store_verify(arguments: argparse.Namespace) -> int:
+    """What is missing or damaged in a store; the exit code says whether anything is."""
+    from codec_dist.store import Lease, Ledger, find_store, repair_store, verify_store
+
+    location = find_store(arguments.store)
+    with Progress("verify", total=len(Ledger(location).done()), unit="shards") as progress:
+        found = verify_store(location, full=not arguments.quick, on_shard=progress.advance)
+    print(found)
+    if found.ok or not arguments.repair:
+        return 0 if found.ok else 1
+    with Lease(location):
+        redo = repair_store(location, found)
+    print(f"repaired  {len(redo):,} shard{'s' if len(redo) != 1 else ''} to do again with `codec-dist extract`")
+    return 0 if all(fault.kind != "foreign" for fault in found.faults) else 1
 
 
 def config_show(arguments: argparse.Namespace) -> None:
@@ -95,13 +111,6 @@ def config_keys(arguments: argparse.Namespace) -> None:
     """Every setting with its default and meaning."""
     del arguments
     print(config_reference())
-
-
-def _store_folder(location: str) -> Path:
-    path = Path(location)
-    if not path.exists():
-        raise CodecError(f"there is no store at {path}: give the folder that holds arrays.zarr, or its run's folder")
-    return path / "store" if (path / "store").is_dir() else path
 
 
 def _print_index(location: str, shards: int, samples: int) -> None:

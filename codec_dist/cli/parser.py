@@ -120,8 +120,20 @@ def _add_store(verbs: Any) -> None:
     digest = _command(
         group, "digest", commands.store_digest, "one number for all that a store holds, whatever its order and chunks"
     )
-    for parser in (info, digest):
-        parser.add_argument("store", metavar="STORE", help="folder of a store, or of a run that has one")
+    verify = _command(
+        group,
+        "verify",
+        commands.store_verify,
+        "look for missing, damaged and foreign files; exit code 0 if all is well",
+    )
+    verify.add_argument(
+        "--quick", action="store_true", help="look at names and sizes of chunks only, in place of reading them all"
+    )
+    verify.add_argument(
+        "--repair", action="store_true", help="forget damaged shards, so that `extract` does exactly these again"
+    )
+    for parser in (info, digest, verify):
+        parser.add_argument("store", metavar="STORE", help="folder or URL of a store, or of a run that has one")
 
 
 def _add_submit(verbs: Any) -> None:

@@ -1,7 +1,7 @@
 """Reading and writing the chunks of one store's arrays: files as they are where that is all, else through Zarr."""
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import zarr
@@ -12,6 +12,14 @@ from codec_dist.store.errors import StoreError
 from codec_dist.store.layout import ARRAYS, Layout
 from codec_dist.store.ledger import Marker
 from codec_dist.store.zarr_view import ZarrView
+
+
+class ChunkFault(NamedTuple):
+    """What is wrong with a chunk."""
+
+    text: str
+    checksum: str | None = None
+    """Of the rows that are in its place, if there are any."""
 
 
 class ChunkFiles:
@@ -73,7 +81,7 @@ class ChunkFiles:
         self._read(marker, layer, quantity, part, values)
         return values
 
-    def fault(self, marker: Marker, layer: str, quantity: str, part: int) -> str | None:
+    def fault(self, marker: Marker, layer: str, quantity: str, part: int) -> ChunkFault | None:
         """What is wrong with a chunk that the marker knows, None if nothing is."""
         return self._fill(marker, layer, quantity, part, self._empty(marker, layer, part))
 
@@ -85,15 +93,16 @@ class ChunkFiles:
         fault = self._fill(marker, layer, quantity, part, target)
         if fault is not None:
             raise StoreError(
-                f"{quantity} of layer {layer!r} is damaged in shard {marker.shard}: {fault}; run `codec-dist store "
-                f"verify --repair {self._layout.place}`, then `codec-dist extract` again"
+                f"{quantity} of layer {layer!r} is damaged in shard {marker.shard}: {fault.text}; "
+                f"run `codec-dist store verify --repair {self._layout.place}`, then `codec-dist extract` again"
             )
 
-    def _fill(self, marker: Marker, layer: str, quantity: str, part: int, target: np.ndarray) -> str | None:
+    def _fill(self, marker: Marker, layer: str, quantity: str, part: int, target: np.ndarray) -> ChunkFault | None:
         """Read a chunk's valid rows into ``target``; returns what is wrong with them."""
         stated = split_checksums(marker.checksums.get(layer, {}).get(quantity))
         if len(stated) != self._layout.parts(marker.rows):
-            return f"the marker has {len(stated)} checksums for {self._layout.parts(marker.rows)} chunks"
+            chunks = self._layout.parts(marker.rows)
+            return ChunkFault(f"the marker has {len(stated)} checksums for {chunks} chunks")
         file = self._layout.chunk_file(layer, quantity, marker.shard_number, part)
         try:
             array = self._open(layer, quantity)
@@ -101,19 +110,21 @@ class ChunkFiles:
             if array is None:
                 read = self._layout.place.read_into(file, target, running.update)
                 if read < target.nbytes:
-                    return f"found {read:,} of {target.nbytes:,} bytes in {file}"
+                    return ChunkFault(f"found {read:,} of {target.nbytes:,} bytes in {file}")
             else:
                 start = self._layout.block_start(marker.shard_number) + part * self._layout.chunk_rows
                 target[...] = array[start : start + len(target)]
                 running.update(target.reshape(-1).view(np.uint8))
         except FileNotFoundError:
-            return f"found no file {file}"
+            return ChunkFault(f"found no file {file}")
         except Exception as error:  # decoders raise anything when a file is torn
             if isinstance(error, OSError) and not self._layout.place.is_local:
                 raise StoreError(f"cannot read {file} of the store: {' '.join(str(error).split())}") from error
-            return f"found {type(error).__name__} in {file}: {' '.join(str(error).split())}"
+            return ChunkFault(f"found {type(error).__name__} in {file}: {' '.join(str(error).split())}")
         found = running.result()
-        return None if found == stated[part] else f"found crc32c:{found} in {file}, the marker says {stated[part]}"
+        if found == stated[part]:
+            return None
+        return ChunkFault(f"found crc32c:{found} in {file}, the marker says {stated[part]}", found)
 
     def _open(self, layer: str, quantity: str) -> Any:
         if (layer, quantity) not in self._arrays:

@@ -195,6 +195,21 @@ def read_layout(location: str | Path | Place) -> Layout:
     )
 
 
+def find_store(location: str | Path) -> str:
+    """Folder or URL of the store at a location, or of the store of the run there.
+
+    Raises:
+        StoreError: there is neither.
+    """
+    place = open_place(location)
+    for folder in ("", "store/"):
+        if place.size(folder + GROUP) is not None:
+            return f"{place}/{folder}".rstrip("/")
+    if place.is_folder():
+        read_layout(place)  # says what is wrong with it
+    raise StoreError(f"there is no store at {place}: give the folder that holds {ARRAYS}, or its run's folder")
+
+
 def _read_attributes(place: Place) -> dict[str, Any]:
     try:
         metadata = json.loads(place.read(GROUP))

@@ -13,6 +13,7 @@ from codec_dist.store.checksums import checksum, join_checksums
 from codec_dist.store.errors import StoreError
 from codec_dist.store.layout import SAMPLES, Layout, read_layout
 from codec_dist.store.ledger import Marker, read_markers
+from codec_dist.store.place import Place
 
 REQUIRED = {
     "key": pa.string(),
@@ -27,7 +28,7 @@ TABLES_AT_ONCE = 64
 _MEND = "run `codec-dist store verify --repair`, then `codec-dist extract` again"
 
 
-def finish_store(path: str | Path) -> None:
+def finish_store(path: str | Path | Place) -> None:
     """Write ``samples.parquet``, the samples of all shards in the order of shard number and position.
 
     Memory: one row group, whatever the size of the store.

@@ -19,6 +19,7 @@ COMMANDS = [
     ["shards", "index"],
     ["store", "info"],
     ["store", "digest"],
+    ["store", "verify"],
     ["config", "show"],
     ["config", "schema"],
     ["config", "keys"],

@@ -1,0 +1,214 @@
+"""Looking for damage in a store, and forgetting what is damaged so that it is made again."""
+
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from codec_dist.store.checksums import split_checksums
+from codec_dist.store.chunks import ChunkFiles
+from codec_dist.store.encoding import group_files, metadata_faults
+from codec_dist.store.errors import StoreError
+from codec_dist.store.faults import Fault, Verification
+from codec_dist.store.layout import ARRAYS, GROUP, SAMPLES, Layout, read_layout
+from codec_dist.store.lease import LEASE_FILES
+from codec_dist.store.ledger import Marker, load_marker, marker_numbers
+from codec_dist.store.place import PARTIAL, Place
+from codec_dist.store.samples import finish_store, read_merged, samples_fault, shard_tables
+
+
+def verify_store(
+    path: str | Path | Place,
+    *,
+    full: bool = True,
+    threads: int | None = None,
+    on_shard: Callable[[], None] = lambda: None,
+) -> Verification:
+    """Look for whatever is missing, damaged or foreign in a store.
+
+    Args:
+        path: folder or URL of the store.
+        full: read every chunk of the finished shards and compare it with its checksum. Otherwise only names and
+            sizes of chunk files are looked at, which finds what is missing and what is cut short, as a power
+            failure leaves it (compressed and sharded files only if they are empty). The tables of samples
+            are always read.
+        threads: shards that are read at once, each in pieces of one chunk; by default 2 from disk, 16 from an
+            object store.
+        on_shard: called after each finished shard.
+
+    Raises:
+        StoreError: ``path`` is not a store, or cannot be reached.
+    """
+    layout = read_layout(path)
+    look = _Look(layout, full)
+    metadata = list(look.metadata())
+    with ThreadPoolExecutor(threads or (2 if layout.place.is_local else 16)) as pool:
+
+        def one(item: tuple[int, Marker]) -> list[Fault]:
+            found = list(look.shard(*item))
+            on_shard()
+            return found
+
+        by_shard = [fault for found in pool.map(one, look.markers.items()) for fault in found]
+    faults = (*metadata, *look.bad_markers, *by_shard, *look.merged_table(by_shard), *look.unknown_files())
+    chunks = sum(layout.parts(marker.rows) for marker in look.markers.values())
+    arrays = len(layout.layers) * len(layout.quantities)
+    return Verification(str(layout.place), full, len(layout.shards), len(look.markers), chunks * arrays, faults)
+
+
+def repair_store(path: str | Path | Place, found: Verification) -> list[int]:
+    """Make a store such that ``extract`` completes it: forget the markers of damaged shards, remove leftovers.
+
+    Metadata of arrays are written anew, the table of all samples is removed where it is wrong or a shard is
+    forgotten, and made again if all shards are done. Foreign files stay. Hold the store's lease.
+
+    Returns:
+        Numbers of the shards that are to be extracted again.
+
+    Raises:
+        StoreError: the disk refuses.
+    """
+    layout = read_layout(path)
+    place = layout.place
+    expected = group_files(layout)
+    try:
+        for number in found.damaged:
+            # A reader that opens the store now must not see a finished table over a shard that is not.
+            place.delete(SAMPLES)
+            place.delete(layout.marker_file(number))
+        for fault in found.faults:
+            if fault.kind == "leftover" or fault.kind == "table":
+                place.delete(fault.file)
+            elif fault.kind == "metadata":
+                place.write(fault.file, expected[fault.file.removeprefix(f"{ARRAYS}/")])
+    except OSError as error:
+        raise StoreError(f"cannot repair {place}: {error.strerror or error}") from error
+    if any(fault.kind == "table" for fault in found.faults):
+        with suppress(StoreError):  # shards are pending: whoever completes them makes the table
+            finish_store(place)
+    return found.damaged
+
+
+class _Look:
+    """One look at the files of a store."""
+
+    def __init__(self, layout: Layout, full: bool) -> None:
+        self._layout, self._full = layout, full
+        self._chunks = ChunkFiles(layout)
+        self._files = layout.place.files()
+        self._arrays = [(layer, quantity) for layer in layout.layers for quantity in layout.quantities]
+        self._metadata = {f"{ARRAYS}/{name}": content for name, content in group_files(layout).items()}
+        self.bad_markers: list[Fault] = []
+        self.markers: dict[int, Marker] = {}
+        numbers = sorted(number for number in marker_numbers(layout) if number < len(layout.shards))
+        for number, marker in zip(numbers, layout.place.map(lambda number: load_marker(layout, number), numbers)):
+            if isinstance(marker, Marker):
+                self.markers[number] = marker
+            else:
+                self.bad_markers.append(self._of_shard("marker", layout.marker_file(number), marker, number))
+        if SAMPLES in self._files:
+            # The store was complete, so a marker that is not there was lost.
+            self.bad_markers += [
+                self._of_shard("marker", layout.marker_file(number), "is missing in a finished store", number)
+                for number in sorted(set(range(len(layout.shards))) - set(numbers))
+            ]
+
+    def metadata(self) -> Iterator[Fault]:
+        """Faults of the metadata of arrays and groups; the main group's have been read already."""
+        place = self._layout.place
+        names = [name for name in self._metadata if name != GROUP]
+        contents = place.map(lambda name: place.read(name) if name in self._files else None, names)
+        for name, content in zip(names, contents):
+            wrong = metadata_faults(self._metadata[name], content)
+            if wrong is not None:
+                yield Fault("metadata", name, wrong)
+
+    def shard(self, number: int, marker: Marker) -> Iterator[Fault]:
+        """Faults of a finished shard."""
+        layout = self._layout
+        wrong = samples_fault(layout, number, marker)
+        if wrong is not None:
+            yield self._of_shard("samples", layout.samples_file(number), wrong, number)
+        for layer, quantity in self._arrays:
+            names = [layout.chunk_file(layer, quantity, number, part) for part in layout.file_parts()]
+            faults = {name: wrong for name in names if (wrong := self._file_fault(name, layer)) is not None}
+            if self._full and not faults:
+                faults = dict(self._content_faults(marker, layer, quantity))
+            for name, wrong in faults.items():
+                yield self._of_shard("chunk", name, wrong, number, layer, quantity)
+
+    def merged_table(self, faults: list[Fault]) -> Iterator[Fault]:
+        """The fault of the table of all samples, if it has one."""
+        if SAMPLES not in self._files or any(fault.kind == "samples" for fault in faults):
+            return
+        try:
+            merged = read_merged(self._layout)
+        except StoreError as error:
+            yield Fault("table", SAMPLES, str(error).partition(";")[0])
+            return
+        start, rows = 0, sum(marker.rows for marker in self.markers.values())
+        if not self._full or len(merged) != rows:
+            if len(merged) != rows:
+                yield Fault("table", SAMPLES, f"has {len(merged):,} rows where the markers have {rows:,}")
+            return
+        for table in shard_tables(self._layout, self.markers):
+            if not merged.slice(start, len(table)).equals(table):
+                yield Fault("table", SAMPLES, f"differs from the tables of the shards from row {start:,}")
+                return
+            start += len(table)
+
+    def unknown_files(self) -> Iterator[Fault]:
+        """Leftovers and files that are none of this store's."""
+        layout = self._layout
+        folders = {f"{layout.array_folder(*array)}/c": array for array in self._arrays}
+        per_block = len(layout.file_parts())
+        known = {SAMPLES, *self._metadata}
+        for name in sorted(self._files):
+            folder, _, base = name.rpartition("/")
+            above, _, chunk = folder.rpartition("/")
+            if any(part.endswith(PARTIAL) for part in name.split("/")):
+                yield Fault("leftover", name, "was being written when a process was killed (or is now)")
+            elif above in folders and base == "0" and chunk.isdecimal() and f"{int(chunk)}" == chunk:
+                if int(chunk) >= len(layout.shards) * per_block:
+                    yield Fault("foreign", name, f"the store has {len(layout.shards):,} shards")
+            elif folder in ("ledger", "samples") and self._is_numbered(name):
+                continue
+            elif name not in known and not re.fullmatch(LEASE_FILES, name):
+                yield Fault("foreign", name, "is no file of this store")
+
+    def _is_numbered(self, name: str) -> bool:
+        number = name.rpartition("/")[2].partition(".")[0]
+        if not number.isdecimal() or int(number) >= len(self._layout.shards):
+            return False
+        return name in (self._layout.marker_file(int(number)), self._layout.samples_file(int(number)))
+
+    def _file_fault(self, name: str, layer: str) -> str | None:
+        """What name and size tell of a chunk's file."""
+        layout = self._layout
+        size = self._files.get(name)
+        if size is None:
+            return "is missing"
+        if layout.compression != "none" or layout.sharding:
+            return None if size else "is empty"
+        expected = layout.chunk_rows * layout.layers[layer] * np.dtype(layout.dtype).itemsize
+        return None if size == expected else f"has {size:,} of {expected:,} bytes"
+
+    def _content_faults(self, marker: Marker, layer: str, quantity: str) -> Iterator[tuple[str, str]]:
+        for part in range(self._layout.parts(marker.rows)):
+            wrong = self._chunks.fault(marker, layer, quantity, part)
+            if wrong is not None:
+                name = self._layout.chunk_file(layer, quantity, marker.shard_number, part)
+                yield name, wrong.text + self._owner_of(wrong.checksum, layer, quantity)
+
+    def _owner_of(self, checksum: str | None, layer: str, quantity: str) -> str:
+        """Whose rows a foreign chunk holds, where a marker tells."""
+        for marker in self.markers.values():
+            if checksum in split_checksums(marker.checksums.get(layer, {}).get(quantity)):
+                return f", they are the rows of {marker.shard}"
+        return ""
+
+    def _of_shard(self, kind: str, file: str, found: str, number: int, layer: str = "", quantity: str = "") -> Fault:
+        return Fault(kind, file, found, number, self._layout.shards[number][0], layer, quantity)

@@ -1,0 +1,92 @@
+"""The `store` commands: what they print, and what their exit code says."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from codec_dist.cli import main
+from codec_dist.store import BlockWriter, Lease, Ledger, create_store, finish_store
+
+
+def write(path: Path, number: int) -> None:
+    values = np.random.default_rng(number).random((5, 4), np.float32)
+    samples = pa.table(
+        {
+            "key": [f"key-{number}-{position}" for position in range(5)],
+            "label": pa.array([0, 1, 2, None, 1], pa.int32()),
+            "prediction": [0, 1, 2, 0, 1],
+            "target_value": np.arange(5.0),
+            "baseline_value": np.zeros(5),
+        }
+    )
+    BlockWriter(path).write(number, {("blocks.0", "contribution-positive"): values}, samples)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    path = tmp_path / "run" / "store"
+    shards = [("s-0.tar", 5), ("s-1.tar", 5)]
+    create_store(
+        path,
+        identity={},
+        layers={"blocks.0": 4},
+        targets=["top_1"],
+        quantities=["contribution-positive"],
+        shards=shards,
+    )
+    for number in range(2):
+        write(path, number)
+    finish_store(path)
+    return path
+
+
+def chunk(store: Path, number: int) -> Path:
+    return store / f"arrays.zarr/layers/blocks.0/contribution/top_1/positive/c/{number}/0"
+
+
+def test_verify_says_that_all_is_well_with_exit_code_0(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options in ([], ["--quick"], ["--repair"]):
+        assert main(["store", "verify", str(store.parent), *options]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == "faults    none"
+
+
+def test_verify_names_damage_and_repair_forgets_it(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["store", "digest", str(store)])
+    digest = capsys.readouterr().out
+    content = chunk(store, 1).read_bytes()
+    chunk(store, 1).write_bytes(content[:9] + b"?" + content[10:])
+    assert main(["store", "verify", "--quick", str(store)]) == 0
+    capsys.readouterr()
+    assert main(["store", "verify", str(store)]) == 1
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("s-1.tar", "blocks.0", "contribution-positive", "the marker says"))
+    assert "s-0.tar" not in out
+    assert Ledger(store).pending() == [], "nothing is changed unless asked"
+    assert main(["store", "verify", "--repair", str(store)]) == 0
+    assert "1 shard to do again" in capsys.readouterr().out
+    assert Ledger(store).pending() == [1]
+    write(store, 1)
+    assert main(["store", "verify", str(store)]) == 0
+    capsys.readouterr()
+    main(["store", "digest", str(store)])
+    assert capsys.readouterr().out == digest
+
+
+def test_verify_leaves_foreign_files_and_says_so(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (store / "notes.txt").write_text("mine")
+    (store / "ledger" / ".000001.json.1.partial").write_text("half")
+    assert main(["store", "verify", "--repair", str(store)]) == 1
+    assert "notes.txt" in capsys.readouterr().out
+    assert (store / "notes.txt").exists()
+    assert not (store / "ledger" / ".000001.json.1.partial").exists()
+
+
+def test_repair_does_not_interfere_with_an_extraction(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chunk(store, 1).unlink()
+    with Lease(store):
+        assert main(["store", "verify", str(store)]) == 1
+        assert main(["store", "verify", "--repair", str(store)]) == 2
+    assert "is in use by process" in capsys.readouterr().err.splitlines()[-1]
+    assert Ledger(store).pending() == []
