@@ -13,6 +13,8 @@ from codec_dist.sae.metrics import ReconstructionMetrics, ReconstructionReport, 
 from codec_dist.sae.nmf import NmfAutoencoder
 from codec_dist.sae.pca import PcaAutoencoder
 from codec_dist.sae.relu import ReluAutoencoder
+from codec_dist.sae.sharded import ProcessGroup, shard, unshard
+from codec_dist.sae.stacked import StackedAutoencoder
 from codec_dist.sae.stsae import StsaeAutoencoder
 from codec_dist.sae.topk import TopKAutoencoder
 from codec_dist.sae.trained import TrainedAutoencoder, forget_moments
@@ -30,11 +32,13 @@ __all__ = [
     "MatryoshkaAutoencoder",
     "NmfAutoencoder",
     "PcaAutoencoder",
+    "ProcessGroup",
     "ReconstructionMetrics",
     "ReconstructionReport",
     "ReluAutoencoder",
     "SaeError",
     "SparseAutoencoder",
+    "StackedAutoencoder",
     "StsaeAutoencoder",
     "TopKAutoencoder",
     "TrainedAutoencoder",
@@ -42,4 +46,6 @@ __all__ = [
     "coherence",
     "forget_moments",
     "geometric_median",
+    "shard",
+    "unshard",
 ]

@@ -74,6 +74,7 @@ class BatchTopKAutoencoder(TopKAutoencoder):
     ) -> Float[Tensor, "*members batch modes"]:
         if not self.training:
             return preactivations * (preactivations > wide(self.threshold))
+        batch_rows = max(batch_rows, 1)
         counts = None if self.k_of_member is None else self.k_of_member * batch_rows
         limit, smallest = batch_threshold(preactivations, self.k * batch_rows, counts, self.row_group, self.mode_group)
         self._smallest = smallest

@@ -186,7 +186,7 @@ class StsaeAutoencoder(TrainedAutoencoder):
 
 
 def firing_weights(
-    hidden: Float[Tensor, "rows hidden"], weights: Float[Tensor, "modes hidden"], fired: float, logit: float
+    hidden: Float[Tensor, "rows hidden"], weights: Float[Tensor, "modes hidden"], fired: int | float, logit: float
 ) -> Float[Tensor, "modes hidden"]:
     """Weights with which ``fired`` modes per row have logits above ``logit``, each mode for as many rows.
 
@@ -212,7 +212,7 @@ def firing_weights(
     return weights * factor[:, None] + (offset / mean.square().sum())[:, None] * mean
 
 
-def _share_out(total: float, modes: int, most: int) -> Int[Tensor, "modes"]:
+def _share_out(total: int | float, modes: int, most: int) -> Int[Tensor, "modes"]:
     """Whole numbers from 1 to ``most``, as equal as can be, with the sum ``total`` (rounded) if that is possible."""
     each, left = divmod(round(total), modes)
     return (each + (torch.arange(modes) < left)).clamp(1, most)

@@ -1,5 +1,6 @@
 """TopK (Gao et al. 2024, "Scaling and evaluating sparse autoencoders", arXiv 2406.04093)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,14 @@ class TopKAutoencoder(LinearAutoencoder):
         super().__init__(channels, **options)
         self.k = self.chosen.k
         self.register_buffer("k_of_member", None, persistent=False)
+
+    def take_members(self, name: str, values: Sequence[Any]) -> None:
+        if name != "k":
+            super().take_members(name, values)
+            return
+        self.k = max(values)
+        if len(set(values)) > 1:
+            self.k_of_member = torch.tensor(values, device=self.decoder.device)
 
     def _activate(
         self, preactivations: Float[Tensor, "*members batch modes"], batch_rows: int

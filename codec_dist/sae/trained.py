@@ -55,6 +55,14 @@ class TrainedAutoencoder(SparseAutoencoder):
         self.samples_since_fired += self.statistics[..., modes : modes + 1].long()
         self.samples_since_fired.masked_fill_(self.statistics[..., :modes] > 0, 0)
 
+    def take_members(self, name: str, values: Sequence[Any]) -> None:
+        """Become a stack in the attribute ``name``: a number for all members, or a tensor where they differ."""
+        setattr(self, name, values[0])
+        if len(set(values)) > 1:
+            delattr(self, name)
+            like = next(self.parameters())
+            self.register_buffer(name, torch.tensor(values, dtype=like.dtype, device=like.device), persistent=False)
+
     @torch.no_grad()
     def resample(
         self, rows: Float[Tensor, "*members batch channels"], seed: int | Sequence[int]
