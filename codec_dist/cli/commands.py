@@ -40,26 +40,28 @@ def submit(arguments: argparse.Namespace) -> int:
 
 def shards_pack(arguments: argparse.Namespace) -> None:
     """Images to shards."""
-    from codec_dist.shards import digits, image_folder, pack
+    from codec_dist.cli.packing import describe, image_source
+    from codec_dist.shards import pack
 
-    samples, classes = digits() if arguments.source == "digits" else image_folder(Path(arguments.source))
+    source, classes, beside = image_source(arguments)
     index = pack(
-        samples,
+        source,
         Path(arguments.destination),
         name=arguments.name,
         samples_per_shard=arguments.samples_per_shard,
         seed=arguments.seed,
         classes=classes,
+        beside=beside,
     )
-    _print_index(index.location, len(index.shards), sum(shard.samples for shard in index.shards))
+    print(describe(index))
 
 
 def shards_index(arguments: argparse.Namespace) -> None:
     """The index of shards made by others."""
+    from codec_dist.cli.packing import describe
     from codec_dist.shards import build_index
 
-    index = build_index(arguments.location, label_field=arguments.label_field)
-    _print_index(index.location, len(index.shards), sum(shard.samples for shard in index.shards))
+    print(describe(build_index(arguments.location, label_field=arguments.label_field)))
 
 
 def store_info(arguments: argparse.Namespace) -> None:
@@ -111,7 +113,3 @@ def config_keys(arguments: argparse.Namespace) -> None:
     """Every setting with its default and meaning."""
     del arguments
     print(config_reference())
-
-
-def _print_index(location: str, shards: int, samples: int) -> None:
-    print(f"{location}: {samples:,} samples in {shards:,} shard{'s' if shards != 1 else ''}")

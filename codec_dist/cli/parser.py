@@ -102,11 +102,24 @@ def _add_stages(verbs: Any) -> None:
 def _add_shards(verbs: Any) -> None:
     group = _group(verbs, "shards", "pack images into WebDataset shards, or index shards made by others")
     pack = _command(group, "pack", commands.shards_pack, "pack images into shards with an index")
-    pack.add_argument("source", metavar="SOURCE", help="`digits`, or a folder with one subfolder of images per class")
+    pack.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="`digits`, `shapes` (drawn pictures of known parts), Parquet files (one, a quoted pattern or a folder), "
+        "or a folder with one subfolder of images per class",
+    )
     pack.add_argument("destination", metavar="DEST", help="folder for the shards; new or empty")
     pack.add_argument("--samples-per-shard", type=_count, default=1000, metavar="N", help="[%(default)s]")
     pack.add_argument("--name", default="shard", help="prefix of the shards' names [%(default)s]")
-    pack.add_argument("--seed", type=int, default=0, help="seed of the shuffle [%(default)s]")
+    pack.add_argument("--seed", type=int, default=0, help="seed of the shuffle, and of the shapes [%(default)s]")
+    pack.add_argument("--count", type=_count, metavar="N", help="shapes: number of images [10000]")
+    pack.add_argument("--size", type=_count, metavar="PIXELS", help="shapes: height and width [64]")
+    pack.add_argument("--classes", type=_count, metavar="N", help="shapes: number of classes [10]")
+    pack.add_argument(
+        "--format", dest="image_format", choices=["png", "jpg"], help="shapes: encoding of the images [png]"
+    )
+    pack.add_argument("--image-column", metavar="NAME", help="Parquet: column of the images [found by its type]")
+    pack.add_argument("--label-column", metavar="NAME", help="Parquet: column of the labels [found by its name]")
     index = _command(group, "index", commands.shards_index, "scan the headers of shards once and write their index")
     index.add_argument("location", metavar="DIR_OR_URL", help="folder of the shards")
     index.add_argument(

@@ -3,27 +3,40 @@
 from codec_dist.shards.decoding import Decoded
 from codec_dist.shards.errors import ShardError
 from codec_dist.shards.index import ShardIndex, build_index, limit_samples, load_index
-from codec_dist.shards.packing import Sample, pack
+from codec_dist.shards.packing import pack
+from codec_dist.shards.parquet import is_parquet, parquet_images
+from codec_dist.shards.parts import Part, PartTable, read_parts, shape_parts
 from codec_dist.shards.reading import read_shard
 from codec_dist.shards.retries import Retries
+from codec_dist.shards.samples import AddressableSource, Sample
 from codec_dist.shards.scanning import ShardInfo
+from codec_dist.shards.shapes import Shapes, shapes
 from codec_dist.shards.sources import digits, image_folder
 from codec_dist.shards.split import PARTS, make_split
 
 __all__ = [
     "PARTS",
+    "AddressableSource",
     "Decoded",
+    "Part",
+    "PartTable",
     "Retries",
     "Sample",
+    "Shapes",
     "ShardError",
     "ShardIndex",
     "ShardInfo",
     "build_index",
     "digits",
     "image_folder",
+    "is_parquet",
     "limit_samples",
     "load_index",
     "make_split",
     "pack",
+    "parquet_images",
+    "read_parts",
     "read_shard",
+    "shape_parts",
+    "shapes",
 ]

@@ -1,37 +1,32 @@
 """From images to shards: shuffled by a seed, byte for byte the same on every packing."""
 
-import hashlib
-import io
+import math
+import operator
 import os
 import re
 import shutil
-import tarfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
 
 import pyarrow as pa
 
+from codec_dist.shards.buckets import Buckets
 from codec_dist.shards.classes import write_classes
 from codec_dist.shards.errors import ShardError
 from codec_dist.shards.index import ShardIndex, fingerprint_of, load_index, write_index
-from codec_dist.shards.labels import LARGEST_LABEL
 from codec_dist.shards.location import Location
-from codec_dist.shards.scanning import SAMPLES_SCHEMA, ShardInfo
+from codec_dist.shards.samples import AddressableSource, Sample, check_key, check_sample
+from codec_dist.shards.scanning import ShardInfo
+from codec_dist.shards.shuffling import order_of, ranks_of, repeated
+from codec_dist.shards.tar_writing import write_shard
 from codec_dist.utils import Progress
 
-
-@dataclass(frozen=True)
-class Sample:
-    """An encoded image and its label on the way into a shard."""
-
-    key: str
-    """Unique in the data set; without dots, which end a key in WebDataset."""
-    image: bytes
-    extension: str
-    """Format of the image: jpg, png, webp, ..."""
-    label: int | None
+# Samples that are asked of an addressable source together.
+READ_AT_ONCE = 256
+# Sources with fewer images are read before a bar could be seen.
+SHOWN_FROM = 10_000
 
 
 def pack(
@@ -42,13 +37,27 @@ def pack(
     samples_per_shard: int = 1000,
     seed: int = 0,
     classes: Sequence[str] | None = None,
+    beside: Mapping[str, bytes] | None = None,
 ) -> ShardIndex:
     """Write samples into tars ``NAME-000000.tar``, … with index and class names.
 
     The order is by a hash of (seed, key): it depends on neither the order of ``source`` nor the machine,
     and tars carry no time or owner, so packing again gives the same bytes and the same fingerprint.
     Everything is written beside ``destination`` and moved there at the end, so the folder is whole or absent.
-    Memory: one table row per sample; images pass through a file.
+
+    Memory grows by about 100 bytes per sample, for the table of samples and the order (130 MB for ImageNet). Images
+    of an :class:`AddressableSource` are read in their final order, 256 at a time. Those of any other source are
+    parted by their place in the order into 256 files on the disk of ``destination``, 64 MB at a time, and packed
+    file after file: each image is written and read once more, never all are in memory.
+
+    Args:
+        source: the samples.
+        destination: new or empty folder for the shards.
+        name: prefix of the tars' names.
+        samples_per_shard: samples in every tar but the last.
+        seed: seed of the shuffle.
+        classes: class names by label.
+        beside: further files (name → content) to write beside the shards.
 
     Raises:
         ShardError: no samples, a key that is unusable or occurs twice, a label out of range, or a
@@ -63,17 +72,19 @@ def pack(
     shutil.rmtree(work, ignore_errors=True)  # left by a packing that was killed
     work.mkdir(parents=True)
     try:
-        with (work / "spool").open("w+b") as file:
-            spool = _Spool(file, classes)
-            spool.fill(source)
-            index = _write_shards(spool, work, name, samples_per_shard, seed)
-        (work / "spool").unlink()
+        count, samples = _in_order(source, seed, len(classes) if classes else None, work)
+        if not count:
+            raise ShardError("there are no images to pack")
+        shards, table = _write_shards(samples, count, work, name, samples_per_shard)
+        for file, content in (beside or {}).items():
+            (work / file).write_bytes(content)
         if classes:
             write_classes(Location(work), classes)
+        fingerprint = fingerprint_of(shards, "cls")
+        names = tuple(classes) if classes else None
         index = ShardIndex(
-            str(destination), index.shards, index.fingerprint, tuple(classes) if classes else None,
-            kept_fingerprint=index.fingerprint, table=index.table,
-        )  # fmt: skip
+            str(destination), tuple(shards), fingerprint, names, kept_fingerprint=fingerprint, table=table
+        )
         write_index(index, Location(work))
         _move(work, destination, index)
     finally:
@@ -81,94 +92,48 @@ def pack(
     return load_index(destination)
 
 
-class _Spool:
-    """Samples of a source, images in a file, in the order in which they came."""
-
-    def __init__(self, file: BinaryIO, classes: Sequence[str] | None) -> None:
-        self._file, self._classes = file, classes
-        self._places: dict[str, tuple[int, int, str, int | None]] = {}
-
-    def fill(self, source: Iterable[Sample]) -> None:
-        offset = 0
+def _in_order(source: Iterable[Sample], seed: int, classes: int | None, work: Path) -> tuple[int, Iterator[Sample]]:
+    """Number of samples, and the samples in the order of their ranks."""
+    if isinstance(source, AddressableSource):
+        return len(source), _by_number(source, seed, classes)
+    buckets = Buckets(work, seed)
+    expected = operator.length_hint(source)
+    with Progress("read", total=expected, unit="images") if expected > SHOWN_FROM else nullcontext() as progress:
         for sample in source:
-            self._check(sample)
-            self._file.write(sample.image)
-            self._places[sample.key] = (offset, len(sample.image), sample.extension.lower(), sample.label)
-            offset += len(sample.image)
-        if not self._places:
-            raise ShardError("there are no images to pack")
-
-    def keys(self) -> list[str]:
-        return list(self._places)
-
-    def get(self, key: str) -> Sample:
-        offset, length, extension, label = self._places[key]
-        self._file.seek(offset)
-        return Sample(key, self._file.read(length), extension, label)
-
-    def _check(self, sample: Sample) -> None:
-        key, label = sample.key, sample.label
-        if key in self._places:
-            raise ShardError(f"the key {key!r} occurs twice: give every image its own name")
-        names = key.split("/")
-        if not key.isprintable() or "." in key or "\\" in key or "" in names or names[0].startswith("__"):
-            raise ShardError(f"the key {key!r} cannot be used: expected printable text without dots, e.g. cat/photo-1")
-        if not re.fullmatch(r"[A-Za-z0-9]+", sample.extension) or sample.extension.lower() in ("cls", "json"):
-            raise ShardError(
-                f"the extension {sample.extension!r} of {key!r} is not that of an image: expected png, jpg, ..."
-            )
-        if label is not None and not 0 <= label < (len(self._classes) if self._classes else LARGEST_LABEL + 1):
-            known = f"0 to {len(self._classes) - 1} (classes)" if self._classes else "integers from 0"
-            raise ShardError(f"the label {label} of {key!r} is out of range: expected {known}")
+            check_key(sample.key)
+            check_sample(sample, classes)
+            buckets.add(sample)
+            if progress is not None:
+                progress.advance()
+    return len(buckets), buckets.drain()
 
 
-def _write_shards(spool: _Spool, folder: Path, name: str, samples_per_shard: int, seed: int) -> ShardIndex:
-    keys = sorted(spool.keys(), key=lambda key: (hashlib.sha256(f"{seed}\x1f{key}".encode()).digest(), key))
-    shards, rows = [], []
-    with Progress("pack", total=len(keys), unit="images") as progress:
-        for number, start in enumerate(range(0, len(keys), samples_per_shard)):
-            shard = f"{name}-{number:06d}.tar"
-            samples = [spool.get(key) for key in keys[start : start + samples_per_shard]]
-            shards.append(write_shard(folder / shard, samples))
-            rows += [(shard, position, sample.key, sample.label) for position, sample in enumerate(samples)]
-            progress.advance(len(samples), note=shard)
-    table = pa.Table.from_arrays(
-        [pa.array(column, kind.type) for column, kind in zip(zip(*rows), SAMPLES_SCHEMA)], schema=SAMPLES_SCHEMA
-    )
-    return ShardIndex(str(folder), tuple(shards), fingerprint_of(shards, "cls"), None, table=table)
+def _by_number(source: AddressableSource, seed: int, classes: int | None) -> Iterator[Sample]:
+    for key in source.keys():  # noqa: SIM118  not a dict's
+        check_key(key)
+    ranks = ranks_of(seed, source.keys())
+    order = order_of(ranks)
+    if len(twice := repeated(ranks, order)):
+        key = next(islice(source.keys(), int(twice[0]), None))
+        raise ShardError(f"the key {key!r} occurs twice: give every image its own name")
+    del ranks
+    for start in range(0, len(order), READ_AT_ONCE):
+        for sample in source.read(order[start : start + READ_AT_ONCE].tolist()):
+            check_sample(sample, classes)
+            yield sample
 
 
-def write_shard(path: Path, samples: Sequence[Sample]) -> ShardInfo:
-    """Write one tar without time or owner, flushed to disk; the bytes depend on the samples alone."""
-    with path.open("wb") as file:
-        sink = _HashingSink(file)
-        with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT) as tar:  # type: ignore[call-overload]
-            for member, content in _members(samples):
-                entry = tarfile.TarInfo(member)
-                entry.size, entry.mode = len(content), 0o644
-                tar.addfile(entry, io.BytesIO(content))
-        file.flush()
-        os.fsync(file.fileno())
-    return ShardInfo(path.name, len(samples), sink.bytes, sink.hash.hexdigest())
-
-
-def _members(samples: Iterable[Sample]) -> Iterator[tuple[str, bytes]]:
-    for sample in samples:
-        yield f"{sample.key}.{sample.extension}", sample.image
-        if sample.label is not None:
-            yield f"{sample.key}.cls", str(sample.label).encode()
-
-
-class _HashingSink:
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.hash = hashlib.sha256()
-        self.bytes = 0
-
-    def write(self, piece: bytes) -> int:
-        self.hash.update(piece)
-        self.bytes += len(piece)
-        return self._file.write(piece)
+def _write_shards(
+    samples: Iterator[Sample], count: int, folder: Path, name: str, samples_per_shard: int
+) -> tuple[list[ShardInfo], pa.Table]:
+    shards, tables = [], []
+    with Progress("pack", total=count, unit="images") as progress:
+        for number in range(math.ceil(count / samples_per_shard)):
+            shard, table = write_shard(folder / f"{name}-{number:06d}.tar", islice(samples, samples_per_shard))
+            shards.append(shard)
+            tables.append(table)
+            progress.advance(shard.samples, note=shard.name)
+    return shards, pa.concat_tables(tables)
 
 
 def _move(work: Path, destination: Path, index: ShardIndex) -> None:

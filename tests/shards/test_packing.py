@@ -1,9 +1,11 @@
 """What packing promises: nothing lost, the same bytes each time, whole or absent, clear refusals."""
 
+import dataclasses
 import hashlib
 import io
 import os
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from codec_dist.shards import Sample, ShardError, ShardIndex, build_index, load_index, pack, read_shard
+from codec_dist.shards.buckets import Buckets
 
 KEYS = st.text(
     st.characters(codec="utf-8", categories=("L", "N"), include_characters="-_% /"), min_size=1, max_size=150
@@ -183,3 +186,107 @@ def test_unlabelled_samples_have_no_label_member_and_null_in_the_index(tmp_path,
         assert Image.open(io.BytesIO(tar.extractfile("only.png").read())).size == (2, 2)
     assert index.samples()["label"].to_pylist() == [None]
     assert index.classes is None
+
+
+def by_tarfile(samples):
+    """The bytes of a shard as the standard library writes them."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for sample in samples:
+            label = [] if sample.label is None else [(f"{sample.key}.cls", str(sample.label).encode())]
+            for name, data in [(f"{sample.key}.{sample.extension}", sample.image), *label]:
+                entry = tarfile.TarInfo(name)
+                entry.size, entry.mode = len(data), 0o644
+                tar.addfile(entry, io.BytesIO(data))
+    return content.getvalue()
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(USABLE_KEYS, st.tuples(st.binary(max_size=1300), st.none() | st.integers(0, 999)), min_size=1))
+def test_tars_are_those_of_the_standard_library_byte_by_byte(tmp_path_factory, content):
+    folder = tmp_path_factory.mktemp("pack") / "shards"
+    index = pack([Sample(key, image, "png", label) for key, (image, label) in content.items()], folder)
+    ordered = [
+        Sample(key, content[key][0], "png", content[key][1]) for key in index.samples()["key"].to_pylist()
+    ]  # fmt: skip
+    assert (folder / "shard-000000.tar").read_bytes() == by_tarfile(ordered)
+
+
+def test_the_order_is_that_of_sha256_of_seed_and_key(tmp_path, samples_of):
+    samples = samples_of(40)
+    keys = sorted((each.key for each in samples), key=lambda key: hashlib.sha256(f"7\x1f{key}".encode()).digest())
+    assert pack(samples, tmp_path / "s", seed=7).samples()["key"].to_pylist() == keys
+
+
+class Numbered:
+    """A source that can be asked for any sample, and remembers what it was asked for."""
+
+    def __init__(self, samples):
+        self._samples, self.asked = samples, []
+
+    def __len__(self):
+        return len(self._samples)
+
+    def __iter__(self):
+        raise AssertionError("the images are read in their final order, once")
+
+    def keys(self):
+        return (sample.key for sample in self._samples)
+
+    def read(self, numbers):
+        self.asked += numbers
+        return [self._samples[number] for number in numbers]
+
+
+def test_a_source_by_number_is_read_once_in_the_final_order(tmp_path, samples_of):
+    source = Numbered(samples_of(600))
+    index = pack(source, tmp_path / "a", samples_per_shard=70)
+    assert index == dataclasses.replace(
+        pack(samples_of(600), tmp_path / "b", samples_per_shard=70), location=index.location, kept_in=index.kept_in
+    )
+    assert sorted(source.asked) == list(range(600))
+    assert [f"image-{number:04d}" for number in source.asked] == index.samples()["key"].to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ([_sample(), _sample(key="l"), _sample()], "'k' occurs twice"),
+        ([_sample(key="a.b")], r"'a\.b' cannot be used"),
+        ([_sample(label=5)], "label 5 of 'k' is out of range"),
+        ([], "no images to pack"),
+    ],
+)
+def test_unusable_samples_of_a_source_by_number_are_refused(tmp_path, samples, message):
+    with pytest.raises(ShardError, match=message):
+        pack(Numbered(samples), tmp_path / "shards", classes=["a"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("buffer", [1, 2_000, 1 << 20])
+def test_samples_leave_buckets_by_rank_whether_they_fit_into_memory_or_not(tmp_path, buffer):
+    samples = [
+        Sample(f"ü/{number}", bytes([number % 256]) * number, "png", number % 3 or None) for number in range(700)
+    ]
+    buckets = Buckets(tmp_path, 5, buffer)
+    for sample in samples:
+        buckets.add(sample)
+    assert len(buckets) == 700
+    assert bool(list(tmp_path.iterdir())) == (buffer < 1 << 20)
+    ranks = {sample.key: hashlib.sha256(f"5\x1f{sample.key}".encode()).digest() for sample in samples}
+    assert list(buckets.drain()) == sorted(samples, key=lambda sample: ranks[sample.key])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stream_of_any_size_is_packed_in_bounded_memory(tmp_path):
+    def stream():
+        block = os.urandom(1_000_000)
+        for number in range(170):
+            yield Sample(f"{number}", number.to_bytes(8, "big") + block, "png", None)
+
+    tracemalloc.start()
+    index = pack(stream(), tmp_path / "shards", samples_per_shard=50)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert index.sample_count == 170
+    assert peak < 80_000_000, "of 170,000,000"
