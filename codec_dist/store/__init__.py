@@ -1,5 +1,7 @@
 """The contribution store: Zarr arrays of fixed blocks per shard, a ledger of finished shards, and a reader."""
 
+from typing import TYPE_CHECKING
+
 from codec_dist.store.creation import create_store
 from codec_dist.store.digest import RowSum
 from codec_dist.store.errors import LeaseError, StoreError, StoreFullError
@@ -8,18 +10,26 @@ from codec_dist.store.info import StoreInfo
 from codec_dist.store.layout import find_store
 from codec_dist.store.lease import Lease
 from codec_dist.store.ledger import Ledger, Marker
-from codec_dist.store.reading import Block, ContributionStore
+from codec_dist.store.pieces import Block, Chunk, ChunkName
+from codec_dist.store.reading import ContributionStore
 from codec_dist.store.samples import finish_store
 from codec_dist.store.verification import repair_store, verify_store
 from codec_dist.store.writing import BlockWriter
 
+if TYPE_CHECKING:
+    from codec_dist.store.torch_rows import RowBatch, RowDataset
+
 __all__ = [
     "Block",
     "BlockWriter",
+    "Chunk",
+    "ChunkName",
     "ContributionStore",
     "Fault",
     "Ledger",
     "Marker",
+    "RowBatch",
+    "RowDataset",
     "RowSum",
     "Lease",
     "LeaseError",
@@ -33,3 +43,13 @@ __all__ = [
     "repair_store",
     "verify_store",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        # Torch is imported by those who ask for its data set, not by all who read a store.
+        if name in ("RowBatch", "RowDataset"):
+            from codec_dist.store import torch_rows
+
+            return getattr(torch_rows, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

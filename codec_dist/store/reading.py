@@ -1,33 +1,27 @@
-"""Reading a store: whole chunks of valid rows, checked, in the order of the table of samples."""
+"""Reading a store: whole chunks of valid rows, checked, in the order of the table of samples or shuffled."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Float, Int
 
+from codec_dist.store.ahead import read_ahead
 from codec_dist.store.chunks import ChunkFiles
 from codec_dist.store.digest import RowSum
 from codec_dist.store.errors import StoreError
 from codec_dist.store.info import StoreInfo
 from codec_dist.store.layout import read_layout
 from codec_dist.store.ledger import Marker, read_markers
+from codec_dist.store.pieces import Block, Chunk, ChunkName
 from codec_dist.store.quantities import terms_of
 from codec_dist.store.samples import read_samples
-
-
-@dataclass(frozen=True)
-class Block:
-    """The valid rows of one shard in one array."""
-
-    shard_number: int
-    start: int
-    """Place of the first row in the table of samples."""
-    values: Float[np.ndarray, "rows channels"]
+from codec_dist.store.selection import find_rows, spread_rows
+from codec_dist.utils import derive_seed
 
 
 class ContributionStore:
@@ -131,24 +125,83 @@ class ContributionStore:
             StoreError: unknown layer or quantity (the nearest names are given), a shard that is not
                 done, or a block that does not match its checksum.
         """
-        self._layout.channels(layer)
-        terms = terms_of(quantity, self._layout.quantities)
-        numbers = self.shard_numbers if shards is None else [int(number) for number in shards]
-        for number in numbers:
-            self._layout.check_shard(number)
-            if number not in self._markers:
-                name = self._layout.shards[number][0]
-                raise StoreError(
-                    f"shard {number} ({name}) of the store {self.location} is not done: run `codec-dist extract`"
-                )
+        terms = self._terms(layer, quantity)
+        numbers = self._checked(shards)
         return (Block(number, self._starts[number], self._read_block(layer, terms, number)) for number in numbers)
+
+    def chunk_names(
+        self,
+        layers: Sequence[str] | None = None,
+        quantities: Sequence[str] | None = None,
+        shards: Sequence[int] | None = None,
+        *,
+        seed: int | None = None,
+    ) -> list[ChunkName]:
+        """Names of the chunks with valid rows of some arrays; by default of all of the store.
+
+        In the order of shards as given, of rows, of layers and of quantities as given. With a seed the rows'
+        chunks are in a random order that depends on the seed and on their number alone; chunks of the same
+        rows in different arrays stay neighbours.
+
+        Raises:
+            StoreError: as :meth:`blocks`.
+        """
+        arrays = [
+            (layer, quantity)
+            for layer in (self.layers if layers is None else layers)
+            for quantity in (self.quantities if quantities is None else quantities)
+        ]
+        for array in arrays:
+            self._terms(*array)
+        rows = [
+            (number, part)
+            for number in self._checked(shards)
+            for part in range(self._layout.parts(self._markers[number].rows))
+        ]
+        if seed is not None:
+            order = np.random.default_rng(derive_seed(seed, "chunks")).permutation(len(rows))
+            rows = [rows[place] for place in order]
+        return [ChunkName(*place, *array) for place in rows for array in arrays]
+
+    def rows_of(self, name: ChunkName) -> tuple[int, int]:
+        """First and last (exclusive) place of a chunk's rows in the table of samples."""
+        start, first = self._starts[name.shard_number], name.part * self._layout.chunk_rows
+        rows = min(self._layout.chunk_rows, self._markers[name.shard_number].rows - first)
+        return start + first, start + first + rows
+
+    def chunks(self, names: Iterable[ChunkName], *, in_memory: int = 4, threads: int = 2) -> Iterator[Chunk]:
+        """The chunks of these names, in their order, read ahead in threads.
+
+        Args:
+            names: e.g. from :meth:`chunk_names`.
+            in_memory: chunks that are held at once: the one given last, those that wait, and those being read.
+                A chunk of a ``-net`` quantity counts twice. At least the given one and the next are held.
+            threads: chunks that are read at once.
+
+        Raises:
+            StoreError: as :meth:`blocks`.
+        """
+        names = list(names)
+        for name in dict.fromkeys((name.layer, name.quantity) for name in names):
+            self._terms(*name)
+        for number, part in {(name.shard_number, name.part) for name in names}:
+            self._checked([number])
+            if not 0 <= part < self._layout.parts(self._markers[number].rows):
+                raise StoreError(f"there is no chunk {part} with valid rows in shard {number} of {self.location}")
+        return read_ahead(
+            names,
+            self._read_chunk,
+            budget=in_memory,
+            threads=threads,
+            weight=lambda name: len(self._terms(name.layer, name.quantity)),
+        )
 
     def read(
         self, layer: str, quantity: str, indices: Int[np.ndarray, "rows"] | None = None
     ) -> Float[np.ndarray, "rows channels"]:
         """Rows of one array in the order of the table of samples, or of ``indices`` into it.
 
-        Whole blocks are read, so many indices of one shard cost one read.
+        Whole chunks are read, so many indices of one chunk cost one read.
 
         Raises:
             StoreError: as :meth:`blocks`, or an index outside the table.
@@ -158,15 +211,41 @@ class ContributionStore:
             raise StoreError(
                 f"indices from {chosen.min()} to {chosen.max()} were asked: the store has {len(self)} rows"
             )
+        names = self.chunk_names([layer], [quantity])
+        bounds = [*(self.rows_of(name)[0] for name in names), len(self)]
+        spread = spread_rows(chosen, bounds)
         result = np.empty((len(chosen), self._layout.channels(layer)), self._layout.dtype)
-        numbers = np.array(self.shard_numbers, dtype=np.int64)
-        ends = np.cumsum([self._markers[number].rows for number in self.shard_numbers])
-        block_of = np.searchsorted(ends, chosen, side="right")
-        needed = [self.shard_numbers[place] for place in np.unique(block_of)]
-        for block in self.blocks(layer, quantity, shards=needed):
-            places = np.flatnonzero(numbers[block_of] == block.shard_number)
-            result[places] = block.values[chosen[places] - block.start]
+        chunks = self.chunks(names[number] for number, _, _ in spread)
+        for chunk, (_, places, rows) in zip(chunks, spread, strict=True):
+            result[places] = chunk.values[rows]
         return result
+
+    def find(
+        self,
+        *,
+        label: int | Sequence[int | None] | None = None,
+        key: str | Sequence[str] | None = None,
+        shard: str | Sequence[str] | None = None,
+        part: str | Sequence[str] | None = None,
+        split: pa.Table | str | Path | None = None,
+        where: pc.Expression | None = None,
+    ) -> Int[np.ndarray, "rows"]:
+        """Indices, as :meth:`read` takes them and ascending, of the samples that satisfy all that is given.
+
+        Args:
+            label: a class, or several (None among them: samples without one).
+            key: a sample's key, or several.
+            shard: a shard's file name, or several.
+            part: ``fit``, ``select`` or ``evaluate``, or several; needs ``split``.
+            split: table (or its Parquet file) of shard, key and part, as ``split.parquet`` of a run.
+            where: predicate on the columns of the table of samples, such as
+                ``pc.field("prediction") != pc.field("label")``, and on ``part`` if there is a split.
+
+        Raises:
+            StoreError: a column that does not exist, or a split that does not know every sample.
+        """
+        conditions = {"label": label, "key": key, "shard": shard, "part": part}
+        return find_rows(self.samples, conditions, where, split)
 
     def digest(self) -> str:
         """A number (64 hex digits) of all rows of the finished shards, independent of their order and chunking.
@@ -194,6 +273,30 @@ class ContributionStore:
             starts[number] = start
             start += marker.rows
         return starts
+
+    def _checked(self, shards: Sequence[int] | None) -> list[int]:
+        """Numbers of finished shards; refused if any is not."""
+        numbers = self.shard_numbers if shards is None else [int(number) for number in shards]
+        for number in numbers:
+            self._layout.check_shard(number)
+            if number not in self._markers:
+                name = self._layout.shards[number][0]
+                raise StoreError(
+                    f"shard {number} ({name}) of the store {self.location} is not done: run `codec-dist extract`"
+                )
+        return numbers
+
+    def _terms(self, layer: str, quantity: str) -> tuple[str, ...]:
+        self._layout.channels(layer)
+        return terms_of(quantity, self._layout.quantities)
+
+    def _read_chunk(self, name: ChunkName) -> Chunk:
+        marker = self._markers[name.shard_number]
+        terms = self._terms(name.layer, name.quantity)
+        first, *others = (self._chunks.read_chunk(marker, name.layer, term, name.part) for term in terms)
+        for other in others:
+            first += other
+        return Chunk(name, self.rows_of(name)[0], first)
 
     def _read_block(self, layer: str, terms: tuple[str, ...], number: int) -> np.ndarray:
         first, *others = (self._chunks.read_block(self._markers[number], layer, term) for term in terms)

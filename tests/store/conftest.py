@@ -96,6 +96,6 @@ def full(plan: Plan) -> Plan:
     return plan
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_plan() -> type[Plan]:
     return Plan
