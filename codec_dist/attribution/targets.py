@@ -81,8 +81,8 @@ class FunctionTarget(Target):
             raise AttributionError(f"target {self.name}: the images come without labels, which this function takes")
         return labels.long()[:, None]
 
-    def value(self, output: Output, choice: Choice | None) -> Scalar:
-        """What the function returns."""
+    def value(self, output: Output, choice: Choice | None) -> Tensor:
+        """What the function returns; the engine refuses what is not [batch]."""
         return self.function(output) if choice is None else self.function(output, labels=choice.squeeze(1))
 
 

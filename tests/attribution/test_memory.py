@@ -1,0 +1,116 @@
+"""Memory: a budget decides the microbatch, too little of it halves the microbatch, and steps do not cost any."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from codec_dist.attribution import AttributionError, Attributor, Capture, IntegratedGradients
+from codec_dist.attribution.memory import measure_image
+from codec_dist.models import resolve_layers
+
+Pair = tuple[nn.Module, Tensor]
+
+
+def test_a_budget_in_bytes_decides_the_microbatch(cnn: Pair) -> None:
+    model, images = cnn
+    with torch.enable_grad(), Capture(model, resolve_layers(model, ["blocks"])) as capture:
+        one = measure_image(capture, images[:1])
+        assert measure_image(capture, images) > 2.5 * one  # three images
+    attributor = Attributor(model, ["blocks"], memory=14 * one)
+    attributor.probe(images)
+    assert 8 <= attributor.microbatch <= 12
+    tight = Attributor(model, ["blocks"], memory=1)
+    expected = Attributor(model, ["blocks"])(images)
+    for layer, found in tight(images).items():
+        torch.testing.assert_close(found.positive, expected[layer].positive)
+    assert tight.microbatch == 1
+
+
+def test_what_an_image_needs_grows_with_its_area(cnn: Pair) -> None:
+    model, _ = cnn
+    with torch.enable_grad(), Capture(model, resolve_layers(model, ["blocks"])) as capture:
+        small, large = (measure_image(capture, torch.randn(1, 3, size, size)) for size in (16, 32))
+    assert 3.5 < large / small < 4.1
+
+
+@pytest.mark.parametrize("memory", [0, -5, 0.0, 1.5, True, "1GB"])
+def test_odd_budgets_are_refused(cnn: Pair, memory, monkeypatch: pytest.MonkeyPatch) -> None:
+    import jaxtyping
+
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users run without type checks
+    with pytest.raises(AttributionError, match="memory is"):
+        Attributor(cnn[0], ["blocks"], memory=memory)
+
+
+class Greedy(nn.Module):
+    """Has no memory for more than four images."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.sizes = model, []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.sizes.append(len(images))
+        if len(images) > 4:
+            torch.empty(1 << 60)  # the allocator of the CPU refuses in its own words
+        return self.model(images)
+
+
+def test_too_little_memory_halves_the_microbatch_and_goes_on(cnn: Pair) -> None:
+    model, _ = cnn
+    images = torch.randn(19, 3, 16, 16)
+    greedy = Greedy(model)
+    attributor = Attributor(greedy, ["blocks"], IntegratedGradients(2))
+    found, expected = attributor(images), Attributor(model, ["blocks"], IntegratedGradients(2))(images)
+    assert attributor.microbatch == 4
+    assert max(greedy.sizes) == 19
+    for layer in expected:
+        torch.testing.assert_close(found[f"model.{layer}"].positive, expected[layer].positive, rtol=1e-4, atol=1e-5)
+    greedy.sizes.clear()
+    attributor(images)
+    assert max(greedy.sizes) == 4  # it is not tried again
+
+
+def test_where_halving_is_not_wanted_too_little_memory_is_an_error(cnn: Pair) -> None:
+    images = torch.randn(9, 3, 16, 16)
+    with pytest.raises(AttributionError, match="memory of the cpu is too small for 9 images at once: lower"):
+        Attributor(Greedy(cnn[0]), ["blocks"], halve=False)(images)
+
+
+def test_another_error_is_not_taken_for_too_little_memory(cnn: Pair) -> None:
+    model, images = cnn
+    model.head = nn.Linear(5, 5)
+    with pytest.raises(RuntimeError, match="shapes"):
+        Attributor(model, ["blocks"])(images)
+
+
+PEAK = """
+import json, resource, sys
+import torch
+from codec_dist.attribution import Attributor, IntegratedGradients
+from torchvision.models.resnet import Bottleneck, ResNet
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+model = ResNet(Bottleneck, [1, 1, 1, 1], num_classes=10)
+images = torch.randn(8, 3, 64, 64)
+attributor = Attributor(model, ["blocks"], IntegratedGradients(int(sys.argv[1])))
+attributor.probe(images)
+attributor(images)
+print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+"""
+
+
+def test_peak_memory_does_not_grow_with_the_number_of_steps() -> None:
+    def peak(steps: int) -> int:
+        command = [sys.executable, "-c", PEAK, str(steps)]
+        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout)
+
+    few, many = peak(2), peak(12)
+    hidden = 8 * 4 * (256 * 16**2 + 512 * 8**2 + 1024 * 4**2 + 2048 * 2**2) / 1024  # of one point, in KiB
+    # Ten points more, each with h and g, would be 20 times as much.
+    assert many - few < 5 * hidden, (few, many, hidden)
