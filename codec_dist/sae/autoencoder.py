@@ -116,8 +116,8 @@ class SparseAutoencoder(nn.Module):
         return self._stored(self.atoms()).detach()
 
     @torch.no_grad()
-    def metrics(self, batches: Iterable[Float[Tensor, "batch channels"]]) -> ReconstructionReport:
-        """How well held-out rows (in stored units) are reconstructed, in eval mode."""
+    def metrics(self, batches: Iterable[Tensor]) -> ReconstructionReport:
+        """How well held-out rows ([batch, channels], in stored units) are reconstructed, in eval mode."""
         training, found = self.training, ReconstructionMetrics()
         self.eval()
         for rows in batches:

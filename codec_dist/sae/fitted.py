@@ -28,11 +28,11 @@ class FittedAutoencoder(SparseAutoencoder):
         self.register_buffer("decoder", torch.zeros(self.modes, channels))
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
-    def fit(self, batches: Iterable[Float[Tensor, "batch channels"]]) -> None:
+    def fit(self, batches: Iterable[Tensor]) -> None:
         """Find the dictionary.
 
         Args:
-            batches: rows of the fit part in stored units, each once.
+            batches: rows of the fit part, [batch, channels] in stored units, each once.
 
         Raises:
             SaeError: no rows, or rows that the method cannot take.

@@ -59,7 +59,7 @@ class NmfAutoencoder(FittedAutoencoder):
         return loadings @ self.decoder
 
     @torch.no_grad()
-    def fit(self, batches: Iterable[Float[Tensor, "batch channels"]]) -> None:
+    def fit(self, batches: Iterable[Tensor]) -> None:
         """Factorize up to ``max_rows`` of the rows.
 
         Raises:
@@ -109,7 +109,7 @@ def nonnegative_loadings(
     return loadings
 
 
-def _reservoir(batches: Iterable[Float[Tensor, "batch channels"]], options: NmfOptions) -> Tensor:
+def _reservoir(batches: Iterable[Tensor], options: NmfOptions) -> Tensor:
     """At most ``max_rows`` of all rows, each as likely as any other: those with the smallest random keys."""
     generator = torch.Generator().manual_seed(options.seed)
     rows, keys = torch.zeros(0, 0), torch.zeros(0)

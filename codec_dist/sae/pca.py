@@ -64,7 +64,7 @@ class PcaAutoencoder(FittedAutoencoder):
         return torch.addmm(self.mean, loadings, self.decoder)
 
     @torch.no_grad()
-    def fit(self, batches: Iterable[Float[Tensor, "batch channels"]]) -> None:
+    def fit(self, batches: Iterable[Tensor]) -> None:
         """Find mean and components; sums in float64, around the mean of the first batch."""
         count, origin = 0, torch.zeros(0)
         for rows in batches:

@@ -17,7 +17,6 @@ from codec_dist.sae.trained import TrainedAutoencoder, pick_rows
 PAPER_HIDDEN = 2048
 # Deviation of a mode's logits over rows after `initial_l0`: near the threshold sigmoids still have a slope.
 LOGIT_SPREAD = 2.0
-SHIFTS = 10
 # A resampled mode's logit lies this far above the threshold's for its row, and this far below for the mean row.
 RESTART_ABOVE, RESTART_BELOW = 1.0, 3.0
 
@@ -200,15 +199,12 @@ def firing_weights(
     logits = hidden @ weights.T
     factor = LOGIT_SPREAD / logits.std(0, correction=0).clamp_min(1e-12)
     counts = _share_out(fired * len(hidden), len(weights), len(hidden)).to(hidden.device)
-    offset = torch.zeros_like(factor)
-    for _ in range(SHIFTS):
-        highest = (logits * factor + shift * offset).topk(min(int(counts.max()) + 1, len(hidden)), dim=0).values
-        # Halfway between the last row that is to fire and the next.
-        last, following = (
-            highest.gather(0, counts[None] - 1),
-            highest.gather(0, counts.clamp(max=len(highest) - 1)[None]),
-        )
-        offset = offset + (logit - (last + following)[0] / 2)
+    # The shift from which on a row fires; a row with a negative share of the mean would fire ever less.
+    needed = ((logit - logits * factor) / shift).masked_fill(shift <= 0, torch.inf)
+    least = needed.topk(min(int(counts.max()) + 1, len(hidden)), dim=0, largest=False).values
+    # Halfway between the last row that is to fire and the next.
+    last, following = (least.gather(0, place[None])[0] for place in (counts - 1, counts.clamp(max=len(least) - 1)))
+    offset = torch.where(following.isfinite(), (last + following) / 2, last)
     return weights * factor[:, None] + (offset / mean.square().sum())[:, None] * mean
 
 
