@@ -7,6 +7,7 @@ from codec_dist.sae.fitted import FittedAutoencoder
 from codec_dist.sae.gated import GatedAutoencoder
 from codec_dist.sae.groups import ALONE, Group
 from codec_dist.sae.jumprelu import JumpReluAutoencoder
+from codec_dist.sae.layouts import export_sae, import_sae
 from codec_dist.sae.linear import LinearAutoencoder, geometric_median
 from codec_dist.sae.matryoshka import MatryoshkaAutoencoder
 from codec_dist.sae.metrics import ReconstructionMetrics, ReconstructionReport, coherence
@@ -44,8 +45,10 @@ __all__ = [
     "TrainedAutoencoder",
     "build",
     "coherence",
+    "export_sae",
     "forget_moments",
     "geometric_median",
+    "import_sae",
     "shard",
     "unshard",
 ]
