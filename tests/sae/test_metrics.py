@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codec_dist.sae import ReconstructionMetrics, SaeError, coherence
+from codec_dist.sae import ReconstructionMetrics, SaeError, build, coherence
 
 
 def two_pass(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> dict[str, float]:
@@ -94,6 +94,36 @@ def test_density_histogram_counts_alive_modes() -> None:
     assert len(histogram) == 28
     assert histogram.sum() == 3
     assert histogram[-1] == 1
+
+
+def test_density_histogram_and_dead_fraction_equal_numpys_over_the_window() -> None:
+    generator = np.random.default_rng(1)
+    frequencies = 10 ** generator.uniform(-4, 0, size=60)
+    fired = generator.random((5000, 60)) < frequencies
+    metrics = ReconstructionMetrics()
+    for chunk in np.split(np.arange(5000), 7 * [0] + [1000, 4321]):
+        rows = torch.ones(len(chunk), 3)
+        metrics.update(rows, rows, torch.from_numpy(fired[chunk] * 0.5))
+    report = metrics.result()
+    density = fired.mean(0)
+    expected, _ = np.histogram(np.log10(density[density > 0]), np.arange(-7, 0.01, 0.25))
+    np.testing.assert_array_equal(report.density_histogram, expected)
+    assert report.samples == 5000, "the window over which a mode that did not fire counts as dead"
+    assert report.dead_fraction == pytest.approx((density == 0).mean())
+    assert report.dead_fraction > 0
+
+
+def test_an_sae_reports_its_metrics_in_eval_mode_and_stored_units() -> None:
+    sae = build("stsae", {"hidden": 8, "threshold": 0.5, "dropout": 0.5}, channels=4).train()
+    rows = 5 * torch.rand(30, 4)
+    sae.calibrate(rows, 2.0)
+    report = sae.metrics(rows.split(7))
+    assert sae.training
+    sae.eval()
+    x, y, z = (values.detach().double().numpy() for values in (rows, sae(rows), sae.encode(rows)))
+    for name, value in two_pass(x, y, z).items():
+        assert getattr(report, name) == pytest.approx(value, rel=1e-6, abs=1e-6), name
+    assert report.coherence == pytest.approx(coherence(sae.dictionary))
 
 
 def test_undefined_metrics_are_nan_and_null_in_json() -> None:

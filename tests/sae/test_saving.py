@@ -5,10 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from codec_dist.sae import ARCHITECTURES, SaeError, SparseAutoencoder, StsaeAutoencoder, build
+from codec_dist.sae import ARCHITECTURES, SaeError, SparseAutoencoder, StsaeAutoencoder, TopKAutoencoder, build
 
-EXAMPLES = [("topk", {"expansion": 2, "k": 3}), ("stsae", {"hidden": 9, "threshold": 0.5, "nonnegative": True})]
+EXAMPLES = [
+    ("topk", {"expansion": 2, "k": 3}),
+    ("stsae", {"hidden": 9, "threshold": 0.5, "nonnegative": True, "initial_l0": 2}),
+    ("relu", {"normalize": False, "decoder_bias": "none"}),
+    ("batchtopk", {"k": 3, "scaling": "none"}),
+    ("matryoshka", {"k": 3, "prefixes": [0.5, 1]}),
+    ("jumprelu", {"decoder_bias": "mean"}),
+    ("gated", {"scaling": "per_channel"}),
+]
 
 
 @pytest.fixture
@@ -24,11 +33,16 @@ def test_a_loaded_sae_is_the_saved_one(
 ) -> None:
     sae, rows = build(name, options, channels=6, seed=3).to(dtype), torch.rand(20, 6, dtype=dtype)
     sae.calibrate(rows, 0.1 + 0.2)
+    sae.train().loss(rows)
+    sae.after_step()
     sae.save(tmp_path / "sae", details={"layer": "blocks.0"})
     loaded = SparseAutoencoder.load(tmp_path / "sae")
     assert type(loaded) is type(sae)
     assert not loaded.training
     assert (loaded.scale, loaded.options) == (sae.scale, sae.options)
+    assert loaded.state_dict().keys() == sae.state_dict().keys()
+    for label, tensor in sae.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[label], tensor, rtol=0, atol=0)
     sae.eval()
     torch.testing.assert_close(loaded.encode(rows), sae.encode(rows), rtol=0, atol=0)
     torch.testing.assert_close(loaded(rows), sae(rows), rtol=0, atol=0)
@@ -42,6 +56,15 @@ def test_initial_weights_depend_on_the_seed_alone(name: str, options: dict[str, 
     same, other = (build(name, options, channels=6, seed=seed).state_dict() for seed in (1, 2))
     assert all(torch.equal(first[key], same[key]) for key in first)
     assert not torch.equal(first["decoder"], other["decoder"])
+
+
+def test_an_sae_without_later_bookkeeping_is_read_as_new(saved: Path) -> None:
+    state = load_file(saved / "model.safetensors")
+    del state["samples_since_fired"]
+    save_file(state, saved / "model.safetensors")
+    loaded = SparseAutoencoder.load(saved)
+    assert isinstance(loaded, TopKAutoencoder)
+    assert not loaded.samples_since_fired.any()
 
 
 def test_every_architecture_is_registered() -> None:
