@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import zarr
 
-from codec_dist.store.checksums import RunningChecksum, checksum, join_checksums, split_checksums
+from codec_dist.store.checksums import RunningChecksum, split_checksums
 from codec_dist.store.encoding import encode_file, is_plain
 from codec_dist.store.errors import StoreError
 from codec_dist.store.layout import ARRAYS, Layout
@@ -36,28 +36,20 @@ class ChunkFiles:
         # Array name → the Zarr array, or None where its files are plain.
         self._arrays: dict[tuple[str, str], Any] = {}
 
-    def write_block(self, number: int, layer: str, quantity: str, block: np.ndarray) -> str:
-        """Write a shard's valid rows [rows, channels], in the stored type, and the zeros that fill its block.
-
-        Returns:
-            The checksums of its chunks.
-        """
-        layout, size = self._layout, self._layout.chunk_rows
-        if layout.compression == "none" and not layout.sharding:
-            full = size * block.shape[1] * block.dtype.itemsize
-            for part in layout.file_parts():
-                rows = block[part * size : (part + 1) * size]
-                layout.place.write(layout.chunk_file(layer, quantity, number, part), rows, size=full)
-        else:
-            filled = np.zeros((layout.block_rows, block.shape[1]), block.dtype)
-            filled[: len(block)] = block
-            rows_of_file = layout.block_rows // len(layout.file_parts())
-            for part in layout.file_parts():
-                rows = filled[part * rows_of_file : (part + 1) * rows_of_file]
-                layout.place.write(layout.chunk_file(layer, quantity, number, part), encode_file(layout, rows))
-        return join_checksums(
-            [checksum(block[part * size : (part + 1) * size]) for part in range(layout.parts(len(block)))]
-        )
+    def write_block(self, number: int, layer: str, quantity: str, block: np.ndarray) -> None:
+        """Write a shard's valid rows [rows, channels], in the stored type, and the zeros that fill its block."""
+        layout = self._layout
+        plain = layout.compression == "none" and not layout.sharding
+        rows_of_file = layout.block_rows // len(layout.file_parts())
+        for part in layout.file_parts():
+            name = layout.chunk_file(layer, quantity, number, part)
+            rows = block[part * rows_of_file : (part + 1) * rows_of_file]
+            if plain:
+                layout.place.write_from(name, rows, rows_of_file * block.shape[1] * block.dtype.itemsize)
+            else:
+                filled = np.zeros((rows_of_file, block.shape[1]), block.dtype)
+                filled[: len(rows)] = rows
+                layout.place.write(name, encode_file(layout, filled))
 
     def read_block(self, marker: Marker, layer: str, quantity: str) -> np.ndarray:
         """The valid rows of a shard [rows, channels].

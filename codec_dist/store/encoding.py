@@ -10,6 +10,10 @@ from zarr.storage import MemoryStore
 
 from codec_dist.store.layout import Layout
 
+# Files `c.<chunk>.0` in the array's folder: by default (`c/<chunk>/0`) each has a folder of its own, which costs as
+# much to make as the file.
+KEYS = {"name": "default", "separator": "."}
+
 # Bytes of a value next to bytes of the same weight: floating-point numbers compress better so.
 COMPRESSORS: dict[str, Any] = {
     "none": None,
@@ -40,7 +44,7 @@ def is_plain(metadata: dict[str, Any], chunk_shape: list[int]) -> bool:
     return (
         metadata["chunk_grid"] == {"name": "regular", "configuration": {"chunk_shape": chunk_shape}}
         and metadata["codecs"] == [{"name": "bytes", "configuration": {"endian": "little"}}]
-        and metadata["chunk_key_encoding"] == {"name": "default", "configuration": {"separator": "/"}}
+        and metadata["chunk_key_encoding"] == {"name": "default", "configuration": {"separator": "."}}
         and not metadata.get("storage_transformers")
     )
 
@@ -61,7 +65,7 @@ def encode_file(layout: Layout, values: np.ndarray) -> bytes:
         **_array_options(layout, values.shape[1]),
     )
     array[...] = values
-    return bytes(files["c/0/0"].to_bytes())
+    return bytes(files["c.0.0"].to_bytes())
 
 
 def metadata_faults(expected: bytes, found: bytes | None) -> str | None:
@@ -87,4 +91,5 @@ def _array_options(layout: Layout, channels: int) -> dict[str, Any]:
         "dtype": layout.dtype,
         "compressors": COMPRESSORS[layout.compression],
         "fill_value": 0,
+        "chunk_key_encoding": KEYS,
     }

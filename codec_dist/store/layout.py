@@ -111,7 +111,7 @@ class Layout:
     def chunk_file(self, layer: str, quantity: str, shard_number: int, part: int) -> str:
         """File with the chunk number ``part`` of a shard's block."""
         number = shard_number if self.sharding else shard_number * self.parts(self.block_rows) + part
-        return f"{self.array_folder(layer, quantity)}/c/{number}/0"
+        return f"{self.array_folder(layer, quantity)}/c.{number}.0"
 
     def array_path(self, layer: str, quantity: str) -> str:
         """Path of an array in the Zarr group."""

@@ -75,10 +75,11 @@ class ObjectPlace(Place):
         each(content)
         return len(content)
 
-    def write(self, name: str, content: bytes | np.ndarray, *, size: int | None = None) -> None:
-        body = content if isinstance(content, bytes) else content.tobytes()
-        body = body.ljust(size or 0, b"\0")
-        self._ask(lambda: self._objects.pipe_file(self._at(name), body))
+    def write(self, name: str, content: bytes) -> None:
+        self._ask(lambda: self._objects.pipe_file(self._at(name), content))
+
+    def write_from(self, name: str, source: np.ndarray, size: int) -> None:
+        self.write(name, source.tobytes().ljust(size, b"\0"))
 
     def create(self, name: str, content: bytes) -> bool:
         try:

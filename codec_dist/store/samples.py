@@ -100,11 +100,16 @@ def prepare_samples(layout: Layout, number: int, samples: pa.Table, dropped: Seq
 def serialise_samples(table: pa.Table) -> bytes:
     """A table as the bytes of a Parquet file."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    # Dictionaries of keys and numbers cost time and make the file larger.
+    pq.write_table(
+        table, sink, compression="zstd", use_dictionary=["shard"], write_statistics=False, write_page_checksum=True
+    )
     return bytes(sink.getvalue().to_pybytes())
 
 
 def _check_keys(shard: str, keys: list[str | None]) -> None:
+    if None not in (distinct := set(keys)) and len(distinct) == len(keys):
+        return
     for key, count in Counter(keys).items():
         if key is None or count > 1:
             raise StoreError(f"the samples of shard {shard} need keys, each once: {key!r} is missing or repeated")

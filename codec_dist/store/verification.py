@@ -163,16 +163,16 @@ class _Look:
     def unknown_files(self) -> Iterator[Fault]:
         """Leftovers and files that are none of this store's."""
         layout = self._layout
-        folders = {f"{layout.array_folder(*array)}/c": array for array in self._arrays}
+        folders = {layout.array_folder(*array) for array in self._arrays}
         per_block = len(layout.file_parts())
         known = {SAMPLES, *self._metadata}
         for name in sorted(self._files):
             folder, _, base = name.rpartition("/")
-            above, _, chunk = folder.rpartition("/")
+            chunk = re.fullmatch(r"c\.(0|[1-9]\d*)\.0", base)
             if any(part.endswith(PARTIAL) for part in name.split("/")):
                 yield Fault("leftover", name, "was being written when a process was killed (or is now)")
-            elif above in folders and base == "0" and chunk.isdecimal() and f"{int(chunk)}" == chunk:
-                if int(chunk) >= len(layout.shards) * per_block:
+            elif chunk is not None and folder in folders:
+                if int(chunk[1]) >= len(layout.shards) * per_block:
                     yield Fault("foreign", name, f"the store has {len(layout.shards):,} shards")
             elif folder in ("ledger", "samples") and self._is_numbered(name):
                 continue

@@ -66,11 +66,11 @@ class BlockWriter:
         blocks = {name: prepare_values(layout, name, array, keys) for name, array in self._name_arrays(values).items()}
         table_bytes = serialise_samples(table)
         shard = layout.shards[shard_number][0]
+        checksums: dict[str, dict[str, str]] = {layer: {} for layer in layout.layers}
+        for (layer, quantity), block in blocks.items():
+            checksums[layer][quantity] = join_checksums(block.checksums)
         try:
-            found = layout.place.map(lambda name: self._chunks.write_block(shard_number, *name, blocks[name]), blocks)
-            checksums: dict[str, dict[str, str]] = {layer: {} for layer in layout.layers}
-            for (layer, quantity), each in zip(blocks, found):
-                checksums[layer][quantity] = each
+            layout.place.map(lambda name: self._chunks.write_block(shard_number, *name, blocks[name].values), blocks)
             layout.place.write(layout.samples_file(shard_number), table_bytes)
             marker = Marker(
                 shard_number, shard, len(keys), tuple((str(key), str(reason)) for key, reason in dropped),

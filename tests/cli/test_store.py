@@ -43,7 +43,7 @@ def store(tmp_path: Path) -> Path:
 
 
 def chunk(store: Path, number: int) -> Path:
-    return store / f"arrays.zarr/layers/blocks.0/contribution/top_1/positive/c/{number}/0"
+    return store / f"arrays.zarr/layers/blocks.0/contribution/top_1/positive/c.{number}.0"
 
 
 def test_verify_says_that_all_is_well_with_exit_code_0(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,7 +82,7 @@ def test_shards_that_are_not_done_have_no_chunks(chunked):
 
 
 def test_damage_is_an_error_at_its_place(chunked):
-    path = chunked.path / "arrays.zarr/layers/blocks.0/activation/positive/c/4/0"
+    path = chunked.path / "arrays.zarr/layers/blocks.0/activation/positive/c.4.0"
     path.write_bytes(bytes(24))
     store = ContributionStore(chunked.path)
     names = store.chunk_names(["blocks.0"], ["activation-positive"])
@@ -230,7 +230,7 @@ def test_damage_of_encoded_chunks_is_found_and_written_over(tmp_path, make_plan,
     for number in range(3):
         plan.write(number)
     digest = ContributionStore(plan.path).digest()
-    path = plan.path / "arrays.zarr/layers/blocks.0/activation/positive/c/1/0"
+    path = plan.path / "arrays.zarr/layers/blocks.0/activation/positive/c.1.0"
     content = path.read_bytes()
     if damage == "missing":
         path.unlink()
@@ -255,7 +255,7 @@ def test_sharded_blocks_are_one_file_each_and_compressed_ones_are_smaller(tmp_pa
         plan.create(sharding=4, **options)
         plan.write(0, values={("wide", "activation-positive"): np.tile(np.float32([0, 0, 1.5]), (8, 1000))})
         files = [path for path in (plan.path / "arrays.zarr").rglob("*") if path.name != "zarr.json" and path.is_file()]
-        assert [path.parent.name for path in files] == ["0"]
+        assert [path.name for path in files] == ["c.0.0"]
         sizes[name] = files[0].stat().st_size
         store = ContributionStore(plan.path)
         assert [store.rows_of(name) for name in store.chunk_names()] == [(0, 4), (4, 8)]

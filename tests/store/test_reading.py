@@ -144,7 +144,7 @@ def test_the_first_target_may_be_named(full):
         )
 
 
-CHUNK = "arrays.zarr/layers/blocks.0/contribution/top_1/positive/c/1/0"
+CHUNK = "arrays.zarr/layers/blocks.0/contribution/top_1/positive/c.1.0"
 
 
 @pytest.mark.parametrize("damage", ["missing", "flipped", "foreign"])
@@ -156,7 +156,7 @@ def test_lost_torn_and_foreign_chunks_are_errors_not_zeros(full, damage):
     elif damage == "flipped":
         path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
     else:
-        path.write_bytes((full.path / CHUNK.replace("c/1/0", "c/0/0")).read_bytes())
+        path.write_bytes((full.path / CHUNK.replace("c.1.0", "c.0.0")).read_bytes())
     store = ContributionStore(full.path)
     with pytest.raises(
         StoreError, match=r"contribution-positive of layer 'blocks.0' is damaged in shard s-1.tar: found "

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from codec_dist.store import ContributionStore, Ledger, StoreError, finish_store, repair_store, verify_store
 from codec_dist.store import layout as layout_module
 
-CHUNK = "arrays.zarr/layers/blocks.1@input%3Aheads/contribution/top_1/negative/c/1/0"
+CHUNK = "arrays.zarr/layers/blocks.1@input%3Aheads/contribution/top_1/negative/c.1.0"
 WHERE = (1, "s-1.tar", "blocks.1@input:heads", "contribution-negative")
 
 
@@ -60,7 +60,7 @@ def test_shards_that_are_pending_are_told_and_are_no_fault(plan):
         (flip, False, "the marker says"),
         (lambda path: path.write_bytes(bytes(120)), False, "the marker says"),
         (
-            lambda path: path.write_bytes(Path(str(path).replace("c/1/0", "c/2/0")).read_bytes()[:20] * 6),
+            lambda path: path.write_bytes(Path(str(path).replace("c.1.0", "c.2.0")).read_bytes()[:20] * 6),
             False,
             "the marker says",
         ),
@@ -84,7 +84,7 @@ def test_a_chunk_of_another_shard_is_told_as_such(tmp_path, make_plan):
     plan.write(0)
     plan.write(1)
     path = plan.path / CHUNK
-    path.write_bytes(Path(str(path).replace("c/1/0", "c/0/0")).read_bytes())
+    path.write_bytes(Path(str(path).replace("c.1.0", "c.0.0")).read_bytes())
     found = verify_store(plan.path)
     assert places(found) == [WHERE]
     assert found.faults[0].found.endswith("they are the rows of s-0.tar")
@@ -152,7 +152,7 @@ def test_markers_of_another_store_another_shard_or_lost_ones_are_found(finished,
 def test_leftovers_and_foreign_files_are_told_apart_and_the_lease_is_neither(finished):
     leftovers = [
         "ledger/.000001.json.x7.partial",
-        "arrays.zarr/layers/blocks.0/activation/positive/c/1/.0.123.partial",
+        "arrays.zarr/layers/blocks.0/activation/positive/.c.1.0.123.partial",
         ".samples.parquet.9.partial",
         ".arrays.zarr.abc.partial/arrays.zarr/zarr.json",
     ]
@@ -160,8 +160,8 @@ def test_leftovers_and_foreign_files_are_told_apart_and_the_lease_is_neither(fin
         "notes.txt",
         "ledger/000099.json",
         "samples/1.parquet",
-        "arrays.zarr/layers/blocks.0/activation/positive/c/3/0",
-        "arrays.zarr/layers/blocks.0/activation/positive/c/01/0",
+        "arrays.zarr/layers/blocks.0/activation/positive/c.3.0",
+        "arrays.zarr/layers/blocks.0/activation/positive/c.01.0",
         "arrays.zarr/layers/blocks.7/activation/positive/zarr.json",
     ]
     for name in [*leftovers, *foreign, "lease.json"]:
@@ -242,7 +242,7 @@ def test_any_flipped_bit_in_valid_rows_is_found_and_one_in_the_padding_is_none(
         plan.write(number)
     number, byte, bit = data.draw(st.integers(0, 2)), data.draw(st.integers(0, 119)), data.draw(st.integers(0, 7))
     chunk, place = divmod(byte, 40)
-    path = plan.path / f"arrays.zarr/layers/a/activation/positive/c/{3 * number + chunk}/0"
+    path = plan.path / f"arrays.zarr/layers/a/activation/positive/c.{3 * number + chunk}.0"
     content = bytearray(path.read_bytes())
     content[place] ^= 1 << bit
     path.write_bytes(bytes(content))

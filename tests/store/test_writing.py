@@ -54,7 +54,7 @@ def test_writers_of_different_shards_share_no_file(plan):
 def test_zeros_are_written_as_files_too(plan):
     zeros = {name: np.zeros_like(values) for name, values in plan.values(2).items()}
     plan.write(2, values=zeros)
-    chunk = plan.path / "arrays.zarr/layers/blocks.0/contribution/top_1/positive/c/2/0"
+    chunk = plan.path / "arrays.zarr/layers/blocks.0/contribution/top_1/positive/c.2.0"
     assert chunk.stat().st_size == 6 * 3 * 4
 
 
@@ -70,7 +70,7 @@ def test_threads_may_share_a_writer(tmp_path, make_plan):
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(write, range(12)))
     assert Ledger(plan.path).pending() == []
-    chunks = list((plan.path / "arrays.zarr").rglob("c/*/0"))
+    chunks = list((plan.path / "arrays.zarr").rglob("c.*.0"))
     assert len(chunks) == 12 * len(plan.layers) * len(plan.quantities)
 
 
@@ -142,7 +142,7 @@ def test_leftovers_of_a_crash_and_foreign_files_are_passed_over(full):
     (ledger / "notes.txt").write_text("mine")
     (ledger / "000099.json").write_text(content)
     (full.path / "samples" / ".000001.parquet.q.partial").write_bytes(b"half")
-    (full.path / "arrays.zarr/layers/blocks.0/activation/positive/c/1/0.123.partial").write_bytes(b"half")
+    (full.path / "arrays.zarr/layers/blocks.0/activation/positive/c.1.0.123.partial").write_bytes(b"half")
     (full.path / ".samples.parquet.partial").write_bytes(b"half")
     assert Ledger(full.path).pending() == [1]
     assert ContributionStore(full.path).shard_numbers == [0, 2]
