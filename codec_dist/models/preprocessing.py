@@ -16,6 +16,8 @@ INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
 }
+# Pixels, as many as Pillow decodes without a warning.
+LARGEST_IMAGE = 89_478_485
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,12 @@ class Preprocessing:
             raise ModelError("preprocessing: size, resize and std must be above 0")
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "channel height width"]:
-        """The normalised float32 input [channels, size, size] for one image."""
-        image = self._crop(self._resize(image.convert("L" if self.channels == 1 else "RGB")))
+        """The normalised float32 input [channels, size, size] for one image of any mode.
+
+        Raises:
+            ModelError: the image is so long and thin that it would be resized to more pixels than fit into memory.
+        """
+        image = self._crop(self._resize(_in_colours(image, self.channels)))
         values = torch.from_numpy(np.array(image, dtype=np.uint8)).reshape(self.size, self.size, self.channels)
         scaled = values.permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
         mean, std = self._statistics(scaled)
@@ -77,6 +83,11 @@ class Preprocessing:
     def _resize(self, image: Image.Image) -> Image.Image:
         width, height = image.size
         longer = int(self.resize * max(width, height) / min(width, height))
+        if self.resize * longer > LARGEST_IMAGE:
+            raise ModelError(
+                f"preprocessing: {width:,} × {height:,} pixels would be resized to {self.resize * longer:,} pixels, "
+                f"more than {LARGEST_IMAGE:,}"
+            )
         target = (self.resize, longer) if width <= height else (longer, self.resize)
         return image if image.size == target else image.resize(target, INTERPOLATIONS[self.interpolation])
 
@@ -87,3 +98,14 @@ class Preprocessing:
 
         left, top = start(image.width), start(image.height)
         return image.crop((left, top, left + self.size, top + self.size))
+
+
+def _in_colours(image: Image.Image, channels: int) -> Image.Image:
+    """RGB as torchvision's loader of image folders makes it, and grey as its ``Grayscale`` does of that.
+
+    So alpha is dropped, palettes are looked up, 16-bit grey is clipped at 255, and EXIF rotations are not applied.
+    """
+    if image.mode == ("RGB" if channels == 3 else "L"):
+        return image
+    colours = image.convert("RGB")
+    return colours if channels == 3 else colours.convert("L")

@@ -4,7 +4,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from codec_dist.shards.labels import read_label
 from codec_dist.shards.streams import RawSample
@@ -82,5 +82,7 @@ def decode_image(content: bytes) -> tuple[Image.Image | None, str | None]:
                 return None, f"the image claims {size}, more than the {LARGEST_IMAGE:,} that are decoded"
             image.load()
             return image, None
+    except UnidentifiedImageError:
+        return None, f"the image cannot be decoded: it is not, or not whole, in any of {', '.join(FORMATS)}"
     except Exception as error:  # noqa: BLE001 - Pillow's decoders raise whatever a broken file makes them trip over
         return None, f"the image cannot be decoded: {type(error).__name__}: {' '.join(str(error).split())}"

@@ -36,27 +36,30 @@ def make_split(samples: pa.Table, fit: float, select: float, evaluate: float, se
     if min(fit, select, evaluate) < 0 or abs(fit + select + evaluate - 1) > 1e-9:
         raise ShardError(f"the split {fit:g} + {select:g} + {evaluate:g} is not made of fractions that add up to 1")
     labels = samples["label"].fill_null(-1).to_numpy()
+    classes, members, counts = np.unique(labels, return_inverse=True, return_counts=True)
     ranks = _ranks(samples, labels, seed)
-    parts = np.empty(len(samples), dtype=np.int8)
-    for label in np.unique(labels):
-        members = labels == label
-        count = int(members.sum())
+    cuts = np.empty((2, len(classes)), dtype=np.int64)
+    for number, (label, count) in enumerate(zip(classes, counts)):
         offset = derive_seed(seed, "split", int(label)) / 2**63
         # Rounding to 9 digits first keeps 0.1 + 0.2 of ten samples at three.
-        cuts = [math.floor(round(share * count, 9) + offset) for share in (fit, fit + select)]
-        parts[members] = np.searchsorted(cuts, ranks[members], side="right")
+        cuts[:, number] = [math.floor(round(share * int(count), 9) + offset) for share in (fit, fit + select)]
+    parts = (ranks >= cuts[:, members]).sum(axis=0, dtype=np.int8)
     names = pa.DictionaryArray.from_arrays(pa.array(parts), pa.array(PARTS)).cast(pa.string())
     return samples.select(["shard", "key", "label"]).append_column("part", names)
 
 
 def _ranks(samples: pa.Table, labels: np.ndarray, seed: int) -> np.ndarray:
     """Rank of each sample within its class, by a hash of (seed, key); equal keys by their shard."""
-    keys, shards = samples["key"].to_pylist(), samples["shard"].to_pylist()
     secret = derive_seed(seed, "split").to_bytes(8, "big")
-    hashes = [hashlib.blake2b(key.encode(), digest_size=8, key=secret).digest() for key in keys]
-    order = sorted(range(len(keys)), key=lambda row: (labels[row], hashes[row], shards[row]))
-    ranks = np.empty(len(keys), dtype=np.int64)
+    hashes = bytearray()
+    for batch in samples.select(["key"]).to_batches(max_chunksize=1 << 16):
+        for key in batch["key"].to_pylist():
+            hashes += hashlib.blake2b(key.encode(), digest_size=8, key=secret).digest()
+    shards = samples["shard"].combine_chunks().dictionary_encode()
+    names = np.array(shards.dictionary.to_pylist(), dtype=object)
+    places = np.argsort(np.argsort(names))[shards.indices.to_numpy()] if len(names) else np.empty(0, np.int64)
+    order = np.lexsort((places, np.frombuffer(bytes(hashes), ">u8"), labels))
+    ranks = np.empty(len(labels), dtype=np.int64)
     ordered = labels[order]
-    starts = np.searchsorted(ordered, ordered, side="left")
-    ranks[order] = np.arange(len(keys)) - starts
+    ranks[order] = np.arange(len(labels)) - np.searchsorted(ordered, ordered, side="left")
     return ranks

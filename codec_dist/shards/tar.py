@@ -20,6 +20,7 @@ DIRECTORY, PAX, PAX_GLOBAL, LONG_NAME, LONG_LINK, SPARSE = b"5xgLKS"
 LINKS = {ord("1"): "a link", ord("2"): "a link", ord("3"): "a device", ord("4"): "a device", ord("6"): "a pipe"}
 PAX_RECORD = re.compile(rb"(\d{1,20}) ([^=]+)=")
 LARGEST_EXTENSION = 1 << 24
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 
 class Member(NamedTuple):
@@ -51,12 +52,11 @@ class TarReader:
         pax = self._pax_global
         while (header := self._header()) is not None:
             kind = header[156]
-            size = self._number(header[124:136])
             if kind in (PAX, PAX_GLOBAL, LONG_NAME, LONG_LINK):
-                pax = self._extension(kind, size, pax)
+                pax = self._extension(kind, self._size_of(header, {}), pax)
                 continue
             self._member = pax.get("path") or _name(header)
-            self._size = 0 if kind == DIRECTORY or kind in LINKS else self._pax_size(pax, size)
+            self._size = 0 if kind == DIRECTORY or kind in LINKS else self._size_of(header, pax)
             self._padding = -self._size % BLOCK
             if kind == SPARSE or (pax and any(key.startswith("GNU.sparse") for key in pax)):
                 self._refuse(f"{self._member} is a sparse file, which only tar itself can read")
@@ -85,11 +85,10 @@ class TarReader:
         if not header[0] and not header.strip(b"\0"):
             self._check_rest()
             return None
-        # Adler-32 holds the sum of all bytes modulo 65,521, and is computed far faster than a sum is.
-        stored = self._number(header[148:156])
-        total = (zlib.adler32(header) & 0xFFFF) - 1 - sum(header[148:156]) + 8 * ord(" ")
-        if (total - stored) % 65521 and _signed_sum(header) != stored:
-            self._refuse(f"the header at byte {self._offset() - BLOCK:,} is not one of a tar")
+        if not _is_sound(header):
+            if self._offset() == BLOCK and header.startswith(COMPRESSED):
+                self._refuse("it is compressed; decompress it")
+            self._refuse_header()
         return header
 
     def _extension(self, kind: int, size: int, pax: dict[str, str]) -> dict[str, str]:
@@ -119,17 +118,13 @@ class TarReader:
             at = end
         return values
 
-    def _pax_size(self, pax: dict[str, str], size: int) -> int:
-        return self._number(b"%o" % int(pax["size"])) if pax.get("size", "").isdecimal() else size
-
-    def _number(self, field: bytes) -> int:
-        if field[:1] == b"\x80":  # GNU's way to write what octal digits cannot hold
-            return int.from_bytes(field[1:], "big")
-        digits = field.partition(b"\0")[0].strip()
+    def _size_of(self, header: bytes, pax: dict[str, str]) -> int:
+        if pax.get("size", "").isdecimal():
+            return int(pax["size"])
         try:
-            return int(digits, 8) if digits else 0
+            return _number(header[124:136])
         except ValueError:
-            self._refuse(f"the header at byte {self._offset() - BLOCK:,} is not one of a tar")
+            self._refuse_header()
 
     def _skip_rest(self) -> None:
         """Pass over what is left of the member's data, and the padding after it."""
@@ -172,8 +167,33 @@ class TarReader:
     def _offset(self) -> int:
         return self._passed + self._at
 
+    def _refuse_header(self) -> NoReturn:
+        self._refuse(f"the header at byte {self._offset() - BLOCK:,} is not one of a tar")
+
     def _refuse(self, fault: str) -> NoReturn:
         raise DamagedTarError(f"{self._name} is damaged: {fault}")
+
+
+def _is_sound(header: bytes) -> bool:
+    """Whether a header's checksum fits."""
+    try:
+        stored = _number(header[148:156])
+    except ValueError:
+        return False
+    # Adler-32 holds the sum of all bytes modulo 65,521, and is computed far faster than a sum is.
+    total = (zlib.adler32(header) & 0xFFFF) - 1 - sum(header[148:156]) + 8 * ord(" ")
+    if (total - stored) % 65521 == 0:
+        return True
+    # Some old archivers took bytes for signed numbers.
+    rest = header[:148] + header[156:]
+    return sum(rest) - 256 * sum(byte > 127 for byte in rest) + 8 * ord(" ") == stored
+
+
+def _number(field: bytes) -> int:
+    if field[:1] == b"\x80":  # GNU's way to write what octal digits cannot hold
+        return int.from_bytes(field[1:], "big")
+    digits = field.partition(b"\0")[0].strip()
+    return int(digits, 8) if digits else 0
 
 
 def _name(header: bytes) -> str:
@@ -186,9 +206,3 @@ def _name(header: bytes) -> str:
 
 def _text(content: bytes) -> str:
     return content.decode("utf-8", "backslashreplace")
-
-
-def _signed_sum(header: bytes) -> int:
-    """The checksum as some old archivers computed it."""
-    rest = header[:148] + header[156:]
-    return sum(rest) - 256 * sum(byte > 127 for byte in rest) + 8 * ord(" ")

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import Grayscale, InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
 from codec_dist.models import ModelError, Preprocessing
@@ -47,11 +47,27 @@ def test_equals_timms_evaluation_transform() -> None:
     torch.testing.assert_close(ours(image), reference(image), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "1"])
-def test_images_of_any_mode_become_grey_or_rgb(mode: str) -> None:
-    image = noise(20, 20, mode)
-    assert Preprocessing(16, 16, "bilinear", 1, (0.5,), (0.5,))(image).shape == (1, 16, 16)
-    assert Preprocessing(16, 16, "bilinear", 3, MEAN, STD)(image).shape == (3, 16, 16)
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "CMYK", "RGBA", "1", "I;16", "I", "F", "YCbCr", "RGB"])
+def test_images_of_any_mode_are_those_of_torchvisions_loader_and_transform(mode: str) -> None:
+    if mode in ("I;16", "I", "F"):
+        values = np.arange(20 * 26).reshape(20, 26)  # beyond 255, as deep images are
+        image = Image.fromarray(values.astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]))
+    else:
+        image = noise(26, 20, mode)
+    assert image.mode == mode
+    loaded = image.convert("RGB")  # torchvision.datasets.folder.pil_loader
+    reference = ImageClassification(crop_size=16, resize_size=18, mean=MEAN, std=STD)
+    assert torch.equal(Preprocessing(16, 18, "bilinear", 3, MEAN, STD)(image), reference(loaded))
+    grey = ImageClassification(crop_size=16, resize_size=18, mean=(0.4,), std=(0.2,))
+    expected = grey(Grayscale(1)(loaded))
+    assert torch.equal(Preprocessing(16, 18, "bilinear", 1, (0.4,), (0.2,))(image), expected)
+
+
+def test_a_thin_image_that_would_be_resized_to_a_huge_one_is_refused() -> None:
+    image = Image.new("L", (1, 60_000))
+    with pytest.raises(ModelError, match=r"1 × 60,000 pixels would be resized to 3,932,160,000 pixels"):
+        Preprocessing(224, 256, "bilinear", 3, MEAN, STD)(image)
+    assert Preprocessing(8, 8, "bilinear", 3, MEAN, STD)(image).shape == (3, 8, 8)
 
 
 def test_denormalise_gives_the_colours_back() -> None:

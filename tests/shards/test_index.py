@@ -1,10 +1,17 @@
 """What the index promises: made on demand, kept where it can be, and never silently out of date."""
 
+import contextlib
+import io
 import json
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from codec_dist.shards import ShardError, build_index, limit_samples, load_index, pack, read_shard
 
@@ -157,3 +164,63 @@ def test_a_limit_takes_the_first_samples(packed, limit, counts):
 def test_a_limit_below_one_is_refused(packed):
     with pytest.raises(ShardError, match="limit of 0"):
         limit_samples(packed, 0)
+
+
+@contextlib.contextmanager
+def unprivileged():
+    """As a user to whom permissions apply."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_the_index_of_a_read_only_folder_is_kept_in_the_cache(foreign):
+    expected = load_index(foreign)  # all that is imported on the way is imported now
+    with tempfile.TemporaryDirectory() as name:
+        folder, cache = Path(name, "shards"), Path(name, "cache")
+        folder.mkdir()
+        for tar_file in foreign.glob("*.tar"):
+            shutil.copy(tar_file, folder)
+        cache.mkdir()
+        for path, mode in ((Path(name), 0o755), (cache, 0o777), (folder, 0o555)):
+            path.chmod(mode)
+        with unprivileged():
+            index = load_index(folder, cache)
+            assert index.shards == expected.shards
+            assert index.kept_in == str(cache)
+            assert load_index(folder, cache) == index
+            assert load_index(folder).kept_in is None
+        assert sorted(path.suffix for path in folder.iterdir()) == [".tar", ".tar"]
+
+
+def test_an_index_without_a_column_of_faults_is_read(packed):
+    path = Path(packed.location, "index.parquet")
+    assert pq.read_table(path).column_names == ["name", "samples", "bytes", "fingerprint"]
+    metadata = pq.read_table(path).schema.metadata
+    table = pq.read_table(path).replace_schema_metadata({k: v for k, v in metadata.items() if k != b"classes"})
+    pq.write_table(table, path)
+    assert load_index(packed.location) == packed
+
+
+def test_imagenet_as_others_pack_it_is_indexed_on_demand(tmp_path, tar):
+    def jpeg(value):
+        content = io.BytesIO()
+        Image.new("RGB", (9, 7), (value, 0, 0)).save(content, format="JPEG")
+        return content.getvalue()
+
+    for number in range(2):
+        keys = [f"n0144076{number}_{image}" for image in range(4)]
+        members = [(f"{key}.{kind}", content) for image, key in enumerate(keys)
+                   for kind, content in (("cls", b"%d" % (500 * number + image)), ("jpg", jpeg(image)))]  # fmt: skip
+        tar(tmp_path / "s" / f"imagenet-train-{number:06d}.tar", members)
+    index = load_index(tmp_path / "s", tmp_path / "cache")
+    assert index.sample_count == 8
+    assert index.samples()["label"].to_pylist() == [0, 1, 2, 3, 500, 501, 502, 503]
+    items = [item for info in index.shards for item in read_shard(index.location, info)]
+    assert [item.label for item in items] == [0, 1, 2, 3, 500, 501, 502, 503]
+    assert {(item.error, item.image.mode, item.image.size) for item in items} == {(None, "RGB", (9, 7))}

@@ -1,6 +1,10 @@
 """What reading a tar promises: the members that tarfile finds, and an error wherever the tar is cut."""
 
+import bz2
+import gzip
 import io
+import lzma
+import os
 import tarfile
 
 import pytest
@@ -134,6 +138,12 @@ def test_checksums_of_signed_bytes_are_accepted():
 def test_a_name_that_is_not_utf8_keeps_its_bytes_readable():
     content = tar_of([("caf\xe9.png", b"1")], tarfile.GNU_FORMAT, encoding="latin-1")
     assert members_of(content) == [(r"caf\xe9.png", b"1")]
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_compressed_tar_is_told_to_be_one(compress):
+    with pytest.raises(DamagedTarError, match=r"x.tar is damaged: it is compressed; decompress it"):
+        members_of(compress(tar_of([("a.png", os.urandom(2000))])))
 
 
 def test_a_sparse_file_is_refused_by_name():
