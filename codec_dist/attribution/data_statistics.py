@@ -56,22 +56,23 @@ class DataStatistics:
                 parameter = next(model.parameters(), images)
                 images = images.to(parameter.device, parameter.dtype)
                 part = cls.of(images, checked_output(model(images), len(images)))
-                found = part if found is None else found.merge(part)
+                if found is None:
+                    found = part
+                else:
+                    found.merge(part)
         if found is None:
             raise AttributionError("statistics of a data set need at least one batch of images")
         return found
 
-    def merge(self, other: "DataStatistics") -> "DataStatistics":
-        """Of both sets of samples together; neither is changed."""
+    def merge(self, other: "DataStatistics") -> None:
+        """Take in the statistics of other samples."""
         samples = self.samples + other.samples
         share = other.samples / samples
         step = other.output_mean - self.output_mean
-        return DataStatistics(
-            samples,
-            self.mean_image.lerp(other.mean_image, share),
-            self.output_mean + share * step,
-            self.scatter + other.scatter + torch.outer(step, step) * (self.samples * share),
-        )
+        self.mean_image = self.mean_image.lerp(other.mean_image, share)
+        self.output_mean = self.output_mean + share * step
+        self.scatter = self.scatter + other.scatter + torch.outer(step, step) * (self.samples * share)
+        self.samples = samples
 
     @property
     def output_covariance(self) -> Float[Tensor, "outputs outputs"]:

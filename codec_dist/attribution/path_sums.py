@@ -16,9 +16,10 @@ from torch import Tensor
 from codec_dist.attribution.fused import can_fuse, split_path
 from codec_dist.attribution.reductions import Reduction, Split
 
-# Numbers of one piece: four operands and two buffers of float32 fill about 1.5 MB, a common second-level cache.
-# Measured with ResNet-50 on 2 cores: 2^15 to 2^17 are alike, whole tensors take twice as long.
-PIECE = 1 << 16
+# Numbers of one piece. With five tensors of 6.4 million numbers, on 2 cores with 1 MB of second-level cache each and
+# 32 MB of third level: 2^16 took 14 ms, 2^17 to 2^21 8 to 10 ms, whole tensors 29 ms. Few pieces also mean few
+# meetings of the threads, which are slow on a busy machine.
+PIECE = 1 << 19
 
 Hidden = Float[Tensor, "batch ..."]
 PointHidden = Float[Tensor, "points ..."]

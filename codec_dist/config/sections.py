@@ -127,7 +127,9 @@ class AttributionSection(Section):
     method: Choice = Choice(name="integrated_gradients", options={"steps": 10})
     """Attribution method and its options."""
     target: Choice = Choice(name="top_k", options={"k": 1})
-    """The scalar of the output that contributions explain, and its options."""
+    """The scalar of the output that contributions explain, and its options; by name or import path."""
+    further_targets: tuple[Choice, ...] = ()
+    """More targets, explained in the same forward passes and stored beside the first."""
     activations: bool = True
     """Store reduced activations beside the contributions."""
     gradients: bool = False
@@ -136,6 +138,12 @@ class AttributionSection(Section):
     """Images that pass through the model at once."""
     dtype: Literal["float32", "float64"] = "float32"
     """Type in which contributions are computed and stored."""
+    autocast: Literal["bfloat16", "float16"] | None = None
+    """Narrower type in which the model computes where autocast allows; sums stay in float32."""
+    fold_batchnorm: bool = True
+    """Fold BatchNorm into the convolution before it where no chosen layer lies between (faster; rounding differs)."""
+    channels_last: bool = True
+    """Compute 2-d convolutions in the channels_last memory format (faster; rounding differs)."""
     deterministic: bool = False
     """Use only deterministic kernels on CUDA (CPUs always do)."""
 

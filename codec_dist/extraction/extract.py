@@ -1,17 +1,17 @@
 """The stage: plan, coordinate, finish the store, sum up."""
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from codec_dist.cluster_runtime import cluster_device, ray_session
+from codec_dist.cluster_runtime import ray_session
 from codec_dist.config import Config
 from codec_dist.extraction.coordinator import Coordinator, FailedShard
 from codec_dist.extraction.errors import ExtractionError
-from codec_dist.extraction.plan import Plan, check_free_space, make_plan, open_store
+from codec_dist.extraction.plan import Plan, check_free_space, make_plan
+from codec_dist.extraction.settling import settle
 from codec_dist.extraction.worker import Receipt
 from codec_dist.shards import ShardInfo
 from codec_dist.store import Ledger, Marker, finish_store
@@ -78,7 +78,8 @@ def extract(
             session() if session is not None else ray_session(config.cluster),
         ):
             account.progress = progress
-            failed = Coordinator(plan, shards, account.enter, _settle_device(plan, shards)).run(pending)
+            settled, device = settle(plan, shards)
+            failed = Coordinator(settled, shards, account.enter, device).run(pending)
     if not failed and (pending or not (plan.store / "samples.parquet").exists()):
         finish_store(plan.store)
     summary = account.summary(len(before), len(failed), time.monotonic() - started)
@@ -89,23 +90,6 @@ def extract(
     if tracker is not None:
         _link_artifacts(config, plan, tracker)
     return summary
-
-
-def _settle_device(plan: Plan, shards: Sequence[ShardInfo]) -> str:
-    """``cuda`` or ``cpu``: what the store was begun with, or what there is now; never both in one store.
-
-    Whoever makes the store decides; others, and those who resume, read it there.
-    """
-    present = cluster_device()
-    device = open_store(plan, shards, present) or present
-    if device == "cuda" and present != "cuda":
-        raise ExtractionError(
-            f"the store {plan.store} was begun on GPUs, whose numbers are not those of CPUs to the last bit, and no "
-            "node has a GPU now: add one, or choose another run.directory (or remove the store) to run on CPUs"
-        )
-    if device != present:
-        sys.stderr.write(f"extract: the store {plan.store} was begun on CPUs and is completed on CPUs\n")
-    return device
 
 
 def _link_artifacts(config: Config, plan: Plan, tracker: Tracker) -> None:

@@ -14,14 +14,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from codec_dist.attribution import METHODS, TARGETS, AttributionResult, Attributor, NotFiniteError, TrueLabel
+from codec_dist.attribution import (
+    METHODS,
+    TARGETS,
+    AttributionResult,
+    Attributor,
+    DataStatistics,
+    IntegratedGradients,
+    NotFiniteError,
+)
 from codec_dist.config import Choice, Config
 from codec_dist.extraction.batches import Dropped, make_batches
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.models import LoadedModel, load_model
 from codec_dist.shards import Decoded, ShardIndex, ShardInfo, limit_samples, load_index, read_shard
 from codec_dist.store import ContributionStore, create_store
-from codec_dist.utils import Registry
+from codec_dist.utils import Registry, derive_seed, hash_file
 
 # Beside the arrays: tables of samples, markers, files that are being written.
 SPARE_BYTES = 64 * 1024 * 1024
@@ -45,9 +53,13 @@ class Plan:
     quantities: tuple[str, ...]
     complete_layers: tuple[str, ...]
     """Layers whose samples have a completeness residual."""
-    target: str
+    targets: tuple[str, ...]
     identity: Mapping[str, Any]
     """All that the stored numbers depend on."""
+    steps: int | None = None
+    """Steps chosen by measuring, where the config leaves them to that."""
+    statistics: Path | None = None
+    """What was measured of the data set, where the target or the baseline needs that."""
 
     @property
     def store_exists(self) -> bool:
@@ -86,7 +98,7 @@ def make_plan(config: Config) -> tuple[Plan, tuple[ShardInfo, ...]]:
         layers=attributor.channels,
         quantities=tuple(first.quantities()),
         complete_layers=tuple(layer for layer, result in trial.items() if result.completeness is not None),
-        target=attributor.target.name,
+        targets=tuple(target.name for target in attributor.targets),
         identity=_identity(config, index, loaded, attributor),
     )
     if plan.store_exists:
@@ -95,11 +107,16 @@ def make_plan(config: Config) -> tuple[Plan, tuple[ShardInfo, ...]]:
     return plan, index.shards
 
 
-def open_store(plan: Plan, shards: Sequence[ShardInfo], device: str | None = None) -> str | None:
-    """Make the plan's store for rows computed on ``device`` (``cuda`` or ``cpu``), or find it to be the same.
+def open_store(plan: Plan, shards: Sequence[ShardInfo], settings: Mapping[str, Any] = {}) -> Mapping[str, Any]:
+    """Make the plan's store, or find it to be of the same identity.
+
+    Args:
+        plan: what is to be stored.
+        shards: in the order of their numbers.
+        settings: what was chosen by measuring, such as the device; a store that exists keeps its own.
 
     Returns:
-        The device of the store, which is the one that it was made with; None if the store does not tell.
+        The settings of the store.
 
     Raises:
         StoreError: the store at the run's place was made with other settings.
@@ -108,26 +125,74 @@ def open_store(plan: Plan, shards: Sequence[ShardInfo], device: str | None = Non
         plan.store,
         identity=plan.identity,
         layers=plan.layers,
-        targets=[plan.target],
+        targets=plan.targets,
         quantities=plan.quantities,
         shards=[(shard.name, shard.samples) for shard in shards],
         dtype=plan.config.attribution.dtype,
-        settings={"device": device},
+        settings=settings,
     )
-    return ContributionStore(plan.store).settings.get("device")
+    return ContributionStore(plan.store).settings
 
 
-def build_attributor(config: Config, loaded: LoadedModel) -> Attributor:
-    """The attribution engine that a config describes, for a model in the type that it computes in."""
+def build_attributor(
+    config: Config, loaded: LoadedModel, *, steps: int | None = None, statistics: DataStatistics | None = None
+) -> Attributor:
+    """The attribution engine that a config describes, for a model in the type that it computes in.
+
+    Args:
+        config: the whole config.
+        loaded: the model.
+        steps: in place of steps that the config leaves to measuring; without, one step (for a trial).
+        statistics: of the data set, where the target or the baseline needs it; without, made up (for a trial).
+    """
     section = config.attribution
+    method = METHODS.build(section.method.name, section.method.options)
+    choices = (section.target, *section.further_targets)
+    targets = [TARGETS.build(choice.name, choice.options) for choice in choices]
+    if isinstance(method, IntegratedGradients) and method.steps == "auto":
+        method = method.with_steps(steps or 1)
+    if needs_statistics(config):
+        known = statistics or _made_up_statistics(loaded)
+        method, targets = method.fitted(known), [target.fitted(known) for target in targets]
     return Attributor(
         loaded.module.to(getattr(torch, section.dtype)),
         section.layers,
-        METHODS.build(section.method.name, section.method.options),
-        TARGETS.build(section.target.name, section.target.options),
+        method,
+        targets,
         activations=section.activations,
         gradients=section.gradients,
+        microbatch=section.microbatch,
+        # On a CPU other batches may give other last bits, and the fault is passing: another actor tries again.
+        halve=next(loaded.module.parameters()).is_cuda and not section.deterministic,
+        fold_batchnorm=section.fold_batchnorm,
+        channels_last=section.channels_last,
+        autocast=section.autocast,
     )
+
+
+def needs_statistics(config: Config) -> bool:
+    """Whether a target or a baseline must first be measured over the data set."""
+    section = config.attribution
+    method = METHODS.build(section.method.name, section.method.options)
+    choices = (section.target, *section.further_targets)
+    return method.needs_statistics or any(
+        TARGETS.build(choice.name, choice.options).needs_statistics for choice in choices
+    )
+
+
+def uses_automatic_steps(config: Config) -> bool:
+    """Whether the number of steps is left to measuring."""
+    method = METHODS.build(config.attribution.method.name, config.attribution.method.options)
+    return isinstance(method, IntegratedGradients) and method.steps == "auto"
+
+
+def _made_up_statistics(loaded: LoadedModel) -> DataStatistics:
+    """Statistics of the right shapes, with which one image can be tried before the data set is measured."""
+    preprocessing = loaded.preprocessing
+    image = torch.zeros(preprocessing.channels, preprocessing.size, preprocessing.size)
+    with torch.no_grad():
+        outputs = loaded.module(image[None].to(next(loaded.module.parameters()).dtype)).shape[1]
+    return DataStatistics(1, image.double(), torch.zeros(outputs).double(), torch.eye(outputs).double())
 
 
 def check_free_space(plan: Plan, shards: Sequence[ShardInfo]) -> None:
@@ -136,7 +201,9 @@ def check_free_space(plan: Plan, shards: Sequence[ShardInfo]) -> None:
     Raises:
         ExtractionError: with what is needed and what is free.
     """
-    row_bytes = sum(plan.layers.values()) * len(plan.quantities) * np.dtype(plan.config.attribution.dtype).itemsize
+    contributions = sum(name.startswith("contribution") for name in plan.quantities)
+    stored_arrays = len(plan.quantities) + contributions * (len(plan.targets) - 1)
+    row_bytes = sum(plan.layers.values()) * stored_arrays * np.dtype(plan.config.attribution.dtype).itemsize
     rows = len(shards) * max(shard.samples for shard in shards)
     needed = int(rows * row_bytes * SPARE_FACTOR) + SPARE_BYTES
     existing = next(folder for folder in (plan.store.absolute(), *plan.store.absolute().parents) if folder.exists())
@@ -163,21 +230,41 @@ def _identity(config: Config, index: ShardIndex, loaded: LoadedModel, attributor
         "attribution": {
             "method": _spelled_out(METHODS, section.method),
             "target": _spelled_out(TARGETS, section.target),
+            "further_targets": [_spelled_out(TARGETS, choice) for choice in section.further_targets],
             "activations": section.activations,
             "gradients": section.gradients,
             "microbatch": section.microbatch,
             "deterministic": section.deterministic,
+            "autocast": section.autocast,
+            "fold_batchnorm": section.fold_batchnorm,
+            "channels_last": section.channels_last,
+            **({"statistics": statistics_definition(config)} if needs_statistics(config) else {}),
         },
         "dtype": section.dtype,
         "threads_per_actor": config.cluster.cpus_per_actor,
     }
 
 
+def statistics_definition(config: Config) -> dict[str, Any]:
+    """What statistics of the data set depend on, beside the data and the model."""
+    return {"part": "fit", "split": config.data.split.model_dump(), "seed": derive_seed(config.run.seed, "split")}
+
+
 def _spelled_out(registry: Registry[Any], choice: Choice) -> dict[str, Any]:
     """A choice with the defaults of its options, so that leaving one out and giving its default are the same."""
     parameters = inspect.signature(registry.factory(choice.name)).parameters.values()
     defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
-    return {"name": choice.name, "options": defaults | choice.options}
+    return {"name": choice.name, "options": _with_contents(defaults | choice.options)}
+
+
+def _with_contents(value: Any) -> Any:
+    """Files replaced by what is in them: a file that moved is the same, one that changed is another."""
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        name: hash_file(Path(each)) if name == "file" and isinstance(each, str) else _with_contents(each)
+        for name, each in value.items()
+    }
 
 
 def _check_labels(index: ShardIndex, classes: int | None, needed: bool, max_bad_fraction: float) -> None:
@@ -231,7 +318,7 @@ def _samples(config: Config, index: ShardIndex) -> Iterator[tuple[ShardInfo, Dec
 
 def needs_labels(attributor: Attributor) -> bool:
     """Whether samples without a label cannot be used."""
-    return isinstance(attributor.target, TrueLabel)
+    return any(target.needs_labels for target in attributor.targets)
 
 
 def cause_of(error: NotFiniteError) -> str:

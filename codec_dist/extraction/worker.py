@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from codec_dist.attribution import AttributionResult, Attributor, NotFiniteError
+from codec_dist.attribution import AttributionResult, Attributor, DataStatistics, NotFiniteError
 from codec_dist.extraction.batches import Batch, Dropped, make_batches, prefetched
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.extraction.plan import Plan, build_attributor, cause_of, needs_labels, pin_numerics
@@ -67,7 +67,6 @@ class ShardWorker:
 
     def __init__(self, plan: Plan, on_gpu: bool, serial: int) -> None:
         self._plan, self._on_gpu, self._serial = plan, on_gpu, serial
-        self._largest = plan.config.attribution.microbatch
         self._next_turn = 0
         self._ended: set[int] = set()
         self._turns = threading.Condition()
@@ -108,7 +107,10 @@ class ShardWorker:
                 f"{config.model.weights}): give every node the same file and the same versions"
             )
         self._model.module.to(device)
-        self._attributor: Attributor = build_attributor(config, self._model)
+        statistics = None if self._plan.statistics is None else DataStatistics.load(self._plan.statistics)
+        self._attributor: Attributor = build_attributor(
+            config, self._model, steps=self._plan.steps, statistics=statistics
+        )
         self._writer = BlockWriter(self._plan.store)
 
     def _extract(self, task: ShardTask) -> Receipt:
@@ -162,10 +164,6 @@ class ShardWorker:
         todo = [batch]
         while todo:
             part = todo.pop(0)
-            if len(part) > self._largest:
-                indices = range(len(part))
-                todo[:0] = [part.select(indices[: self._largest]), part.select(indices[self._largest :])]
-                continue
             try:
                 result = self._attributor(part.images, part.labels)
             except NotFiniteError as error:
@@ -174,19 +172,8 @@ class ShardWorker:
                 reasons = [cause_of(error), *[NOT_FINITE] * (len(bad) - 1)]
                 dropped += [Dropped(part.positions[i], part.keys[i], reason) for i, reason in zip(bad, reasons)]
                 todo[:0] = [part.select(kept)] if (kept := [i for i in range(len(part)) if i not in bad]) else []
-            except torch.OutOfMemoryError as error:
-                self._halve(len(part), error)
-                todo.insert(0, part)
             else:
                 yield part, result
-
-    def _halve(self, size: int, error: torch.OutOfMemoryError) -> None:
-        if self._plan.config.attribution.deterministic or size == 1:
-            raise ExtractionError(
-                f"the GPU's memory is too small for {size} images at once: lower attribution.microbatch"
-            ) from error
-        self._largest = size // 2
-        torch.cuda.empty_cache()
 
 
 class ShardRows:
@@ -194,7 +181,14 @@ class ShardRows:
 
     def __init__(self, plan: Plan, samples: int) -> None:
         self._plan = plan
-        widths = [(layer, quantity, width) for layer, width in plan.layers.items() for quantity in plan.quantities]
+        further = [
+            f"contribution[{target}]-{quantity.rpartition('-')[2]}"
+            for target in plan.targets[1:]
+            for quantity in plan.quantities
+            if quantity.startswith("contribution")
+        ]
+        quantities = [*plan.quantities, *further]
+        widths = [(layer, quantity, width) for layer, width in plan.layers.items() for quantity in quantities]
         total = sum(width for *_, width in widths)
         self._matrix = np.empty((samples, total), np.dtype(plan.config.attribution.dtype))
         self._columns: dict[tuple[str, str], slice] = {}
@@ -207,7 +201,7 @@ class ShardRows:
 
     def append(self, batch: Batch, result: AttributionResult) -> None:
         """Take in the results of ``batch``; one copy from the device."""
-        quantities = {layer: result[layer].quantities() for layer in self._plan.layers}
+        quantities = {layer: _all_quantities(result, layer) for layer in self._plan.layers}
         block = torch.cat([quantities[layer][quantity] for layer, quantity in self._columns], dim=1)
         self._matrix[len(self._keys) : len(self._keys) + len(batch)] = block.cpu().numpy()
         self._keys += batch.keys
@@ -217,10 +211,11 @@ class ShardRows:
             "target_value": result.target_value,
             "baseline_value": result.baseline_value,
         }
-        for layer in self._plan.complete_layers:
-            residual = result[layer].completeness
-            assert residual is not None
-            numbers[f"completeness.{layer}"] = residual
+        numbers |= _residuals(result, self._plan.complete_layers, "completeness")
+        for target, other in result.others.items():
+            numbers[f"target_value[{target}]"] = other.target_value
+            numbers[f"baseline_value[{target}]"] = other.baseline_value
+            numbers |= _residuals(other, self._plan.complete_layers, f"completeness[{target}]")
         for name, values in numbers.items():
             self._numbers.setdefault(name, []).append(values.detach().cpu())
 
@@ -238,16 +233,46 @@ class ShardRows:
                 "prediction": self._column("prediction", pa.int32()),
                 "target_value": self._column("target_value", pa.float64()),
                 "baseline_value": self._column("baseline_value", pa.float64()),
-                **{
-                    f"completeness.{layer}": self._column(f"completeness.{layer}", pa.float64())
-                    for layer in self._plan.complete_layers
-                },
+                **{name: self._column(name, pa.float64()) for name in self._names()},
             }
         )
+
+    def _names(self) -> list[str]:
+        """Columns beside the plain ones; known also where a shard has no row."""
+        layers, targets = self._plan.complete_layers, self._plan.targets[1:]
+        first = [f"completeness.{layer}" for layer in layers]
+        others = [
+            name
+            for target in targets
+            for name in (
+                f"target_value[{target}]",
+                f"baseline_value[{target}]",
+                *(f"completeness[{target}].{layer}" for layer in layers),
+            )
+        ]
+        return [*first, *others]
 
     def _column(self, name: str, kind: pa.DataType) -> pa.Array:
         parts = self._numbers.get(name, [])
         return pa.array(torch.cat(parts).numpy() if parts else np.empty(0), type=kind) if parts else pa.array([], kind)
+
+
+def _all_quantities(result: AttributionResult, layer: str) -> dict[str, torch.Tensor]:
+    """Numbers of one layer by the names that the store knows them by, contributions to further targets included."""
+    named = dict(result[layer].quantities())
+    for target, other in result.others.items():
+        named[f"contribution[{target}]-positive"] = other[layer].positive
+        named[f"contribution[{target}]-negative"] = other[layer].negative
+    return named
+
+
+def _residuals(result: AttributionResult, layers: Sequence[str], name: str) -> dict[str, torch.Tensor]:
+    residuals = {}
+    for layer in layers:
+        residual = result[layer].completeness
+        assert residual is not None
+        residuals[f"{name}.{layer}"] = residual
+    return residuals
 
 
 def _describe(error: Exception) -> str:

@@ -33,7 +33,8 @@ def check_choices(config: Config) -> None:
         CodecError: the nearest known names are given.
     """
     METHODS.build(config.attribution.method.name, config.attribution.method.options)
-    TARGETS.build(config.attribution.target.name, config.attribution.target.options)
+    for target in (config.attribution.target, *config.attribution.further_targets):
+        TARGETS.build(target.name, target.options)
     with torch.device("meta"):
         for group in config.sae.groups:
             ARCHITECTURES.build(group.architecture.name, group.architecture.options, channels=CHECKED_CHANNELS)

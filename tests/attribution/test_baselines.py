@@ -85,7 +85,7 @@ def test_statistics_of_parts_merge_to_those_of_the_whole(sizes: list[int], seed:
     parts = [DataStatistics.of(*pair) for pair in zip(images.split(sizes), outputs.split(sizes))]
     merged = parts[0]
     for part in parts[1:]:
-        merged = merged.merge(part)
+        merged.merge(part)
     assert merged.samples == sum(sizes)
     np.testing.assert_allclose(merged.mean_image, images.double().mean(0), atol=1e-12)
     np.testing.assert_allclose(merged.output_mean, outputs.double().mean(0), atol=1e-12)

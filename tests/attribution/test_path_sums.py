@@ -13,8 +13,8 @@ from codec_dist.attribution.fused import split_path_reference
 from codec_dist.attribution.path_sums import PIECE, FusedSum, RunningSum
 from codec_dist.models import LayerKey
 
-SHAPES = [(3, 5), (2, 7, 6), (3, 4, 5, 6), (1, 2, 260, 260), (5, 8, 96, 96)]
-assert PIECE < 2 * 260 * 260  # more than a piece per sample
+SHAPES = [(3, 5), (2, 7, 6), (3, 4, 5, 6), (1, 2, 520, 520), (9, 8, 96, 96)]
+assert PIECE < 2 * 520 * 520  # more than a piece per sample
 CHANNELS = make_reduction(torch.nn.Identity(), LayerKey("x"))
 
 

@@ -17,11 +17,12 @@ import torch
 from PIL import Image
 
 from codec_dist.attribution import Attributor, IntegratedGradients, TopK
-from codec_dist.cluster_runtime import Session, cluster_device
+from codec_dist.cluster_runtime import Session
 from codec_dist.config import Config, save_config
 from codec_dist.extraction import ExtractionError, extract
 from codec_dist.extraction.coordinator import Coordinator
 from codec_dist.extraction.plan import make_plan, open_store
+from codec_dist.extraction.settling import settle
 from codec_dist.extraction.worker import Receipt
 from codec_dist.models import load_model
 from codec_dist.shards import load_index, read_shard
@@ -111,7 +112,7 @@ def test_number_of_actors_does_not_change_the_digest(
 ) -> None:
     config = make_config(cluster={"actors": 2}, data={"decode_threads": 2})
     plan, shards = make_plan(config)
-    assert open_store(plan, shards, cluster_device()) == "cpu"
+    assert settle(plan, shards) == (plan, "cpu")
     receipts: list[Receipt] = []
 
     def enter(receipt: Receipt) -> None:
@@ -262,7 +263,7 @@ def test_model_that_never_loads_is_timed_out(ray_cluster: Session, make_config: 
 
 def test_store_of_gpus_is_not_continued_on_cpus(ray_cluster: Session, make_config: MakeConfig) -> None:
     config = make_config()
-    open_store(*make_plan(config), "cuda")
+    open_store(*make_plan(config), {"device": "cuda"})
     with pytest.raises(ExtractionError, match=r"begun on GPUs.* no node has a GPU now"):
         extract(config)
 

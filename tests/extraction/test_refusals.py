@@ -67,7 +67,7 @@ def test_truncated_shard_is_refused_with_its_name(make_config: MakeConfig, packe
 
 
 def test_store_of_another_config_is_refused_with_the_difference(make_config: MakeConfig) -> None:
-    open_store(*make_plan(make_config()), "cpu")
+    open_store(*make_plan(make_config()), {"device": "cpu"})
     method = {"name": "integrated_gradients", "options": {"steps": 20}}
     with pytest.raises(StoreError, match=r"attribution\.method\.options\.steps: 2 in the store, 20 asked"):
         extract(make_config(attribution={"method": method}))
@@ -80,9 +80,9 @@ def test_places_and_numbers_of_actors_do_not_make_another_store(
 ) -> None:
     method = {"name": "integrated_gradients", "options": {"steps": 2, "baseline": "zeros"}}
     first, shards = make_plan(make_config())
-    assert open_store(first, shards, "cpu") == "cpu"
+    assert open_store(first, shards, {"device": "cpu"}) == {"device": "cpu"}
     # A store keeps the kind of device that it was made with.
-    assert open_store(first, shards, "cuda") == "cpu"
+    assert open_store(first, shards, {"device": "cuda"}) == {"device": "cpu"}
     moved = shutil.copytree(packed, tmp_path / "moved")
     second, _ = make_plan(
         make_config(

@@ -1,15 +1,13 @@
-"""What the actor does with batches that cannot be attributed whole: order kept, bad samples named, memory heeded."""
+"""What the actor does with batches that cannot be attributed whole: order kept, bad samples named."""
 
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
 import torch
 
 from codec_dist.attribution import NotFiniteError
 from codec_dist.config import Config
-from codec_dist.extraction import ExtractionError
 from codec_dist.extraction.batches import Batch, Dropped
 from codec_dist.extraction.plan import Plan
 from codec_dist.extraction.worker import Failure, ShardTask, ShardWorker
@@ -19,16 +17,12 @@ MakeConfig = Callable[..., Config]
 
 
 class Faulty:
-    """An attributor for images of their own number: some are not finite, and only so many fit into memory."""
+    """An attributor for images of their own number: some are not finite."""
 
-    def __init__(self, bad: set[int], room: int = 100) -> None:
-        self.bad, self.room = bad, room
-        self.sizes: list[int] = []
+    def __init__(self, bad: set[int]) -> None:
+        self.bad = bad
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> list[int]:
-        self.sizes.append(len(images))
-        if len(images) > self.room:
-            raise torch.OutOfMemoryError("CUDA out of memory")
         numbers = [int(image.mean()) for image in images]
         assert labels.tolist() == numbers
         if faulty := [place for place, number in enumerate(numbers) if number in self.bad]:
@@ -36,9 +30,9 @@ class Faulty:
         return numbers
 
 
-def _worker(make_config: MakeConfig, attributor: Faulty, deterministic: bool = False) -> ShardWorker:
-    config = make_config(attribution={"deterministic": deterministic, "microbatch": 8})
-    plan = Plan(config, "nowhere", Path("nowhere"), "", {}, (), (), "top_1", {})
+def _worker(make_config: MakeConfig, attributor: Faulty) -> ShardWorker:
+    config = make_config()
+    plan = Plan(config, "nowhere", Path("nowhere"), "", {}, (), (), ("top_1",), {})
     worker = ShardWorker(plan, on_gpu=False, serial=0)
     worker._attributor = attributor
     return worker
@@ -74,30 +68,9 @@ def test_batch_of_bad_samples_alone_leaves_no_row(make_config: MakeConfig) -> No
     assert len(dropped) == 4
 
 
-def test_too_little_memory_halves_the_batch_for_good(make_config: MakeConfig) -> None:
-    attributor = Faulty({3}, room=3)
-    worker = _worker(make_config, attributor)
-    rows, dropped = _run(worker, 8)
-    assert rows == [0, 1, 2, 4, 5, 6, 7]
-    assert [each.key for each in dropped] == ["key-3"]
-    assert attributor.sizes[:3] == [8, 4, 2]
-    attributor.sizes.clear()
-    _run(worker, 8)
-    assert max(attributor.sizes) == 2
-
-
-@pytest.mark.parametrize(("deterministic", "size", "room"), [(True, 8, 3), (False, 8, 0)])
-def test_too_little_memory_is_refused_where_halving_cannot_help(
-    make_config: MakeConfig, deterministic: bool, size: int, room: int
-) -> None:
-    worker = _worker(make_config, Faulty(set(), room), deterministic)
-    with pytest.raises(ExtractionError, match=r"memory is too small for \d images .*lower attribution\.microbatch"):
-        _run(worker, size)
-
-
 def test_shard_that_cannot_even_begin_does_not_hold_up_the_next(make_config: MakeConfig) -> None:
     worker = _worker(make_config, Faulty(set()))
-    worker._attributor = SimpleNamespace(target=None)
+    worker._attributor = SimpleNamespace(targets=())
     for turn in (1, 0, 2):
         # The model was never loaded, so the prefetch cannot start.
         outcome = worker.extract(ShardTask(turn, ShardInfo("a.tar", 1, 1, ""), 1, turn))

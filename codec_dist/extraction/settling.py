@@ -1,0 +1,202 @@
+"""What is chosen by measuring, once per store: the device, statistics of the data set, the number of steps."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from codec_dist.attribution import DataStatistics, StepsChoice, choose_steps
+from codec_dist.cluster_runtime import cluster_device, map_fold
+from codec_dist.config import Config
+from codec_dist.extraction.batches import Batch, Dropped, make_batches
+from codec_dist.extraction.errors import ExtractionError
+from codec_dist.extraction.plan import (
+    Plan,
+    build_attributor,
+    needs_labels,
+    needs_statistics,
+    open_store,
+    uses_automatic_steps,
+)
+from codec_dist.models import Preprocessing, load_model
+from codec_dist.shards import ShardInfo, load_index, make_split, read_shard
+from codec_dist.utils import Progress, derive_seed, hash_file, write_bytes_atomically
+
+# Images on which the number of steps is chosen.
+PROBE_IMAGES = 32
+
+
+def settle(plan: Plan, shards: Sequence[ShardInfo]) -> tuple[Plan, str]:
+    """Measure what the config leaves to that, and make the store; or take what the store was made with.
+
+    Needs an open Ray session.
+
+    Returns:
+        The plan with what was settled, and the device: ``cuda`` or ``cpu``, never both in one store.
+
+    Raises:
+        ExtractionError: the store was begun on GPUs and there are none now, or no image can be measured.
+        AttributionError: no number of steps is complete enough.
+        StoreError: the store at the run's place was made with other settings.
+    """
+    settings = open_store(plan, shards) if plan.store_exists else None
+    device = _settle_device(plan, settings)
+    if needs_statistics(plan.config):
+        plan = replace(plan, statistics=_settle_statistics(plan, shards, settings))
+    if uses_automatic_steps(plan.config):
+        plan, measured = _settle_steps(plan, shards, settings)
+    else:
+        measured = {}
+    if settings is None:
+        hashes = {} if plan.statistics is None else {"statistics": hash_file(plan.statistics)}
+        open_store(plan, shards, {"device": device, **hashes, **measured})
+    return plan, device
+
+
+def _settle_device(plan: Plan, settings: Any) -> str:
+    """Whoever makes the store decides; others, and those who resume, read it there."""
+    present = cluster_device()
+    device: str = (settings or {}).get("device") or present
+    if device == "cuda" and present != "cuda":
+        raise ExtractionError(
+            f"the store {plan.store} was begun on GPUs, whose numbers are not those of CPUs to the last bit, and no "
+            "node has a GPU now: add one, or choose another run.directory (or remove the store) to run on CPUs"
+        )
+    if device != present:
+        sys.stderr.write(f"extract: the store {plan.store} was begun on CPUs and is completed on CPUs\n")
+    return device
+
+
+# --- statistics of the data set --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ShardStatistics:
+    """Measures one shard; plain, so that it travels to a worker."""
+
+    config: Config
+    location: str
+    keys: dict[str, frozenset[str]]
+
+    def __call__(self, info: ShardInfo) -> "PartialStatistics":
+        """Statistics of the samples of one shard that belong to the part."""
+        torch.set_num_threads(self.config.cluster.cpus_per_actor)
+        loaded = load_model(self.config.model, seed=self.config.run.seed)
+        data, dropped = self.config.data, list[Dropped]()
+        samples = read_shard(
+            self.location,
+            info,
+            image_fields=data.image_fields,
+            label_field=data.label_field,
+            threads=data.decode_threads,
+            keys=self.keys[info.name],
+        )
+        size = self.config.attribution.microbatch
+        batches = make_batches(samples, loaded.preprocessing, size, dropped.append, labelled=False)
+        first = next(batches, None)
+        if first is None:
+            return PartialStatistics(None)
+        images = (batch.images for batch in chain([first], batches))
+        return PartialStatistics(DataStatistics.measure(loaded.module, images))
+
+
+@dataclass
+class PartialStatistics:
+    """Statistics of some samples, or of none."""
+
+    statistics: DataStatistics | None
+
+    def merge(self, other: "PartialStatistics") -> None:
+        """Take in those of other samples."""
+        if self.statistics is None:
+            self.statistics = other.statistics
+        elif other.statistics is not None:
+            self.statistics.merge(other.statistics)
+
+
+def _settle_statistics(plan: Plan, shards: Sequence[ShardInfo], settings: Any) -> Path:
+    """The file with the statistics of the fit part; measured anew if it is not the one of the store."""
+    path = plan.store.parent / "statistics.safetensors"
+    wanted = (settings or {}).get("statistics")
+    if path.exists() and wanted is not None and hash_file(path) == wanted:
+        return path
+    statistics = _measure(plan, shards)
+    part = path.with_name(f".{path.name}.partial")
+    statistics.save(part)
+    write_bytes_atomically(path, part.read_bytes())
+    part.unlink()
+    if wanted is not None and hash_file(path) != wanted:
+        raise ExtractionError(
+            f"the statistics of the data set in {path} are not those that the store {plan.store} was made with, and "
+            "measuring gave others: use as many CPUs per actor and the versions of that run, or remove the store"
+        )
+    return path
+
+
+def _measure(plan: Plan, shards: Sequence[ShardInfo]) -> DataStatistics:
+    config = plan.config
+    index = load_index(config.data.shards, Path(config.run.directory) / "index", label_field=config.data.label_field)
+    split, seed = config.data.split, derive_seed(config.run.seed, "split")
+    wanted = {shard.name for shard in shards}
+    samples = index.samples()
+    samples = samples.filter(pc.is_in(samples["shard"], value_set=pa.array(sorted(wanted), pa.string())))
+    table = make_split(samples, split.fit, split.select, split.evaluate, seed)
+    table = table.filter(pc.equal(table["part"], "fit"))
+    keys: dict[str, set[str]] = {name: set() for name in wanted}
+    for name, key in zip(table["shard"].to_pylist(), table["key"].to_pylist(), strict=True):
+        keys[name].add(key)
+    frozen = {name: frozenset(members) for name, members in keys.items()}
+    with Progress("measure", len(shards), "shards") as progress:
+        found = map_fold(
+            shards,
+            ShardStatistics(config, plan.location, frozen),
+            num_cpus=config.cluster.cpus_per_actor,
+            progress=progress,
+        )
+    if found.statistics is None:
+        raise ExtractionError(
+            f"no image of the fit part of {plan.location} can be measured for the target or the baseline: check "
+            "data.image_fields and data.split"
+        )
+    return found.statistics
+
+
+# --- the number of steps ---------------------------------------------------------------------------------------------
+
+
+def _settle_steps(plan: Plan, shards: Sequence[ShardInfo], settings: Any) -> tuple[Plan, dict[str, Any]]:
+    """The plan with the number of steps, and what to note in the store."""
+    if settings is not None:
+        return replace(plan, steps=int(settings["steps"])), {}
+    choice = _choose(plan, shards)
+    sys.stderr.write(
+        f"extract: {choice.steps} steps chosen: the median relative residual of layer {choice.layer} is "
+        f"{choice.measured[-1][1]:.3g} on {choice.images} images, below {choice.tolerance:g}\n"
+    )
+    measured = [[steps, residual] for steps, residual in choice.measured]
+    return replace(plan, steps=choice.steps), {"steps": choice.steps, "residuals_by_steps": measured}
+
+
+def _choose(plan: Plan, shards: Sequence[ShardInfo]) -> StepsChoice:
+    config = plan.config
+    loaded = load_model(config.model, seed=config.run.seed)
+    statistics = None if plan.statistics is None else DataStatistics.load(plan.statistics)
+    attributor = build_attributor(config, loaded, statistics=statistics)
+    batch = _probe_batch(plan, shards, loaded.preprocessing, needs_labels(attributor))
+    return choose_steps(attributor, batch.images, batch.labels)
+
+
+def _probe_batch(plan: Plan, shards: Sequence[ShardInfo], preprocessing: Preprocessing, labelled: bool) -> Batch:
+    data, dropped = plan.config.data, list[Dropped]()
+    samples = chain.from_iterable(
+        read_shard(plan.location, shard, image_fields=data.image_fields, label_field=data.label_field)
+        for shard in shards
+    )
+    batches = make_batches(islice(samples, 2 * PROBE_IMAGES), preprocessing, PROBE_IMAGES, dropped.append, labelled)
+    return next(iter(batches))

@@ -1,0 +1,121 @@
+"""What a config leaves to measuring is measured once, kept with the store, and the same for all who resume."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+import torch
+
+from codec_dist.attribution import (
+    AttributionError,
+    Attributor,
+    DataStatistics,
+    Entropy,
+    IntegratedGradients,
+    Rank,
+    Surprisal,
+)
+from codec_dist.cluster_runtime import Session
+from codec_dist.config import Config
+from codec_dist.extraction import extract
+from codec_dist.models import load_model
+from codec_dist.shards import load_index, make_split, read_shard
+from codec_dist.store import ContributionStore
+from codec_dist.utils import derive_seed
+
+MakeConfig = Callable[..., Config]
+pytestmark = pytest.mark.ray
+
+SURPRISAL = {
+    "layers": ["blocks.5"],
+    "method": {"name": "integrated_gradients", "options": {"steps": "auto", "tolerance": 0.2, "baseline": "mean"}},
+    "target": {"name": "surprisal"},
+    "further_targets": [{"name": "rank", "options": {"rank": 2}}, {"name": "entropy"}],
+    "microbatch": 8,
+}
+
+
+def _images(config: Config, part: str | None = None) -> tuple[torch.Tensor, list[str]]:
+    """All images of the run in the store's order, or those of one part, with their keys."""
+    loaded, index = load_model(config.model, seed=config.run.seed), load_index(config.data.shards)
+    split = config.data.split
+    table = make_split(index.samples(), split.fit, split.select, split.evaluate, derive_seed(config.run.seed, "split"))
+    wanted = table if part is None else table.filter(pc.equal(table["part"], part))
+    keys = set(wanted["key"].to_pylist())
+    samples = [sample for shard in index.shards for sample in read_shard(index.location, shard) if sample.key in keys]
+    return torch.stack([loaded.preprocessing(sample.image) for sample in samples]), [each.key for each in samples]
+
+
+@pytest.fixture(scope="module")
+def measured(make_config_in: MakeConfig, ray_cluster: Session, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    config = make_config_in(tmp_path_factory.mktemp("settled"), attribution=SURPRISAL)
+    assert extract(config).samples == 120
+    return config
+
+
+def test_a_target_and_a_baseline_that_need_the_data_set_are_those_of_its_fit_part(measured: Config) -> None:
+    store = ContributionStore(Path(measured.run.directory) / "store")
+    loaded = load_model(measured.model, seed=measured.run.seed)
+    fit, _ = _images(measured, "fit")
+    statistics = DataStatistics.measure(loaded.module, fit.split(8))
+    method = IntegratedGradients(store.settings["steps"], "mean").fitted(statistics)
+    targets = [Surprisal().fitted(statistics), Rank(2), Entropy()]
+    images, keys = _images(measured)
+    expected = Attributor(loaded.module, ["blocks.5"], method, targets, microbatch=8)(images)
+    samples = store.samples
+    assert samples["key"].to_pylist() == keys
+    assert store.targets == ("surprisal", "rank_2", "entropy")
+    for target, result in {"surprisal": expected, **expected.others}.items():
+        of_target = "" if target == "surprisal" else f"[{target}]"
+        for sign in ("positive", "negative"):
+            found = store.read("blocks.5", f"contribution{of_target}-{sign}")
+            values = getattr(result["blocks.5"], sign).numpy()
+            np.testing.assert_allclose(found, values, rtol=1e-3, atol=1e-5 * np.abs(values).max())
+        change = result.target_value - result.baseline_value
+        stored = np.asarray(samples[f"target_value{of_target}"]) - np.asarray(samples[f"baseline_value{of_target}"])
+        np.testing.assert_allclose(stored, change.numpy(), rtol=1e-3, atol=1e-4)
+        residual = np.asarray(samples[f"completeness{of_target}.blocks.5"])
+        np.testing.assert_allclose(residual, result["blocks.5"].completeness.numpy(), rtol=1e-2, atol=1e-3)
+
+
+def test_the_chosen_steps_and_what_was_measured_are_kept(measured: Config) -> None:
+    settings = ContributionStore(Path(measured.run.directory) / "store").settings
+    *before, last = settings["residuals_by_steps"]
+    assert last[0] == settings["steps"]
+    assert last[1] < 0.2
+    assert all(residual >= 0.2 for _, residual in before)
+
+
+def test_a_resumed_run_takes_what_the_store_was_made_with(measured: Config) -> None:
+    run = Path(measured.run.directory)
+    store = ContributionStore(run / "store")
+    digest, settings = store.digest(), store.settings
+    (run / "statistics.safetensors").unlink()  # measured anew, to the same numbers
+    (run / "store" / "ledger" / "000003.json").unlink()
+    (run / "store" / "samples.parquet").unlink()
+    assert extract(measured).shards_done == 1
+    store = ContributionStore(run / "store")
+    assert store.digest() == digest
+    assert store.settings == settings
+
+
+def test_statistics_that_are_not_those_of_the_store_are_measured_anew(measured: Config) -> None:
+    run = Path(measured.run.directory)
+    path = run / "statistics.safetensors"
+    kept = path.read_bytes()
+    other = DataStatistics.load(path)
+    other.mean_image += 1
+    other.save(path)
+    assert path.read_bytes() != kept
+    (run / "store" / "ledger" / "000002.json").unlink()
+    assert extract(measured).shards_done == 1
+    assert path.read_bytes() == kept
+
+
+def test_a_tolerance_that_no_steps_reach_is_refused_before_any_actor_starts(make_config: MakeConfig) -> None:
+    method = {"name": "integrated_gradients", "options": {"steps": "auto", "tolerance": 1e-12}}
+    with pytest.raises(AttributionError, match="with 256 steps the median relative residual"):
+        extract(make_config(attribution={"layers": ["blocks.5"], "method": method, "microbatch": 8}))
+    assert not (Path(make_config().run.directory) / "store").exists()
