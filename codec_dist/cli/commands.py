@@ -97,6 +97,29 @@ def store_verify(arguments: argparse.Namespace) -> int:
     return 0 if all(fault.kind != "foreign" for fault in found.faults) else 1
 
 
+def store_import(arguments: argparse.Namespace) -> None:
+    """A file of the authors' layout to a store."""
+    from codec_dist.store import ContributionStore, import_hdf5
+
+    import_hdf5(
+        arguments.file,
+        arguments.store,
+        layers=arguments.layers.split(",") if arguments.layers else None,
+        target=arguments.target,
+        rows_per_shard=arguments.rows_per_shard,
+    )
+    print(ContributionStore(arguments.store).info())
+
+
+def store_export(arguments: argparse.Namespace) -> None:
+    """A store to a file of the authors' layout."""
+    from codec_dist.store import ContributionStore, export_hdf5, find_store
+
+    store = ContributionStore(find_store(arguments.store))
+    export_hdf5(store.location, arguments.file, target=arguments.target)
+    print(f"{arguments.file}: {len(store):,} rows of {len(store.layers):,} layers")
+
+
 def config_show(arguments: argparse.Namespace) -> None:
     """The resolved config."""
     config = load_config(arguments.config, arguments.overrides)

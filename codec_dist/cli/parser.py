@@ -145,8 +145,25 @@ def _add_store(verbs: Any) -> None:
     verify.add_argument(
         "--repair", action="store_true", help="forget damaged shards, so that `extract` does exactly these again"
     )
-    for parser in (info, digest, verify):
+    export = _command(group, "export", commands.store_export, "write a store into a file of the authors' layout (HDF5)")
+    for parser in (info, digest, verify, export):
         parser.add_argument("store", metavar="STORE", help="folder or URL of a store, or of a run that has one")
+    export.add_argument("file", metavar="FILE", help="the HDF5 file; must not exist")
+    export.add_argument("--target", metavar="NAME", help="whose contributions are written [the store's first target]")
+    _add_store_import(group)
+
+
+def _add_store_import(group: Any) -> None:
+    parser = _command(group, "import", commands.store_import, "make a store of a file of the authors' layout (HDF5)")
+    parser.add_argument("file", metavar="FILE", help="the HDF5 file")
+    parser.add_argument("store", metavar="STORE", help="folder or URL of the store")
+    parser.add_argument("--layers", metavar="KEY,KEY,...", help="layer keys by layer index [the indices]")
+    parser.add_argument(
+        "--target", metavar="NAME", default="imported", help="target that the contributions explain [%(default)s]"
+    )
+    parser.add_argument(
+        "--rows-per-shard", type=_count, default=4096, metavar="N", help="rows of each pseudo-shard [%(default)s]"
+    )
 
 
 def _add_submit(verbs: Any) -> None:

@@ -6,6 +6,7 @@ from codec_dist.store.creation import create_store
 from codec_dist.store.digest import RowSum
 from codec_dist.store.errors import LeaseError, StoreError, StoreFullError
 from codec_dist.store.faults import Fault, Verification
+from codec_dist.store.hdf5 import export_hdf5, import_hdf5
 from codec_dist.store.info import StoreInfo
 from codec_dist.store.layout import find_store
 from codec_dist.store.lease import Lease
@@ -38,8 +39,10 @@ __all__ = [
     "StoreInfo",
     "Verification",
     "create_store",
+    "export_hdf5",
     "find_store",
     "finish_store",
+    "import_hdf5",
     "repair_store",
     "verify_store",
 ]

@@ -18,7 +18,7 @@ from codec_dist.store.info import StoreInfo
 from codec_dist.store.layout import read_layout
 from codec_dist.store.ledger import Marker, read_markers
 from codec_dist.store.pieces import Block, Chunk, ChunkName
-from codec_dist.store.quantities import terms_of
+from codec_dist.store.quantities import Quantity, terms_of
 from codec_dist.store.samples import read_samples
 from codec_dist.store.selection import find_rows, spread_rows
 from codec_dist.utils import derive_seed
@@ -77,6 +77,11 @@ class ContributionStore:
     def quantities(self) -> tuple[str, ...]:
         """Names of the stored quantities; ``-net`` is derived from both signs of one."""
         return tuple(self._layout.quantities)
+
+    @property
+    def stored(self) -> dict[str, Quantity]:
+        """Name of each stored quantity → its kind, target and sign."""
+        return dict(self._layout.quantities)
 
     @property
     def targets(self) -> tuple[str, ...]:

@@ -20,6 +20,8 @@ COMMANDS = [
     ["store", "info"],
     ["store", "digest"],
     ["store", "verify"],
+    ["store", "import"],
+    ["store", "export"],
     ["config", "show"],
     ["config", "schema"],
     ["config", "keys"],

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from codec_dist.cli import main
-from codec_dist.store import BlockWriter, Lease, Ledger, create_store, finish_store
+from codec_dist.store import BlockWriter, ContributionStore, Lease, Ledger, create_store, finish_store
 
 
 def write(path: Path, number: int) -> None:
@@ -90,3 +90,16 @@ def test_repair_does_not_interfere_with_an_extraction(store: Path, capsys: pytes
         assert main(["store", "verify", "--repair", str(store)]) == 2
     assert "is in use by process" in capsys.readouterr().err.splitlines()[-1]
     assert Ledger(store).pending() == []
+
+
+def test_a_store_goes_to_the_authors_layout_and_back(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("h5py")
+    file, again = store.parent / "ours.h5", store.parent / "again"
+    assert main(["store", "export", str(store.parent), str(file)]) == 0
+    assert "10 rows of 1 layers" in capsys.readouterr().out
+    assert main(["store", "import", str(file), str(again), "--layers", "blocks.0", "--rows-per-shard", "4"]) == 0
+    assert "3 of 3 done (complete)" in capsys.readouterr().out
+    values = [ContributionStore(path).read("blocks.0", "contribution-positive") for path in (store, again)]
+    np.testing.assert_array_equal(*values)
+    assert main(["store", "export", str(store), str(file)]) == 2
+    assert "there is such a file" in capsys.readouterr().err.splitlines()[-1]
