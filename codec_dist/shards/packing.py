@@ -45,7 +45,7 @@ def pack(
     and tars carry no time or owner, so packing again gives the same bytes and the same fingerprint.
     Everything is written beside ``destination`` and moved there at the end, so the folder is whole or absent.
 
-    Memory grows by about 100 bytes per sample, for the table of samples and the order (130 MB for ImageNet). Images
+    Memory grows by about 150 bytes per sample, for the table of samples and the order (190 MB for ImageNet). Images
     of an :class:`AddressableSource` are read in their final order, 256 at a time. Those of any other source are
     parted by their place in the order into 256 files on the disk of ``destination``, 64 MB at a time, and packed
     file after file: each image is written and read once more, never all are in memory.
