@@ -80,7 +80,7 @@ class DataSection(Section):
     limit: Count | None = None
     """Use only the first so many samples, for a quick try."""
     image_fields: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
-    """File extensions in the tar that hold the image; the first present is decoded."""
+    """File extensions in the tar that hold the image; a sample has exactly one."""
     label_field: str = "cls"
     """Extension that holds the integer label; `json:FIELD` reads a field of the .json member."""
     max_bad_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
