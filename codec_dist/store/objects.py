@@ -1,8 +1,9 @@
 """A store in an object store (S3, Google Cloud Storage) through fsspec, patient with servers that are busy."""
 
+import errno
+import os
 import random
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,11 @@ Value = TypeVar("Value")
 # Each scheme and the package that fsspec needs for it.
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
 
-# How long a server that has answered before may fail until work is given up, and one that never has.
+# Requests are made again here alone: the packages' own ways, one within the other, multiply to minutes for a request.
+OPTIONS: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": {"retries": {"total_max_attempts": 1}}}}
+
+# How long a server that is busy, or has answered before, may fail until work is given up; and one that was never
+# reached, whose address may be wrong.
 PATIENCE_SECONDS = 300.0
 FIRST_PATIENCE_SECONDS = 15.0
 FIRST_DELAY_SECONDS = 0.1
@@ -29,6 +34,9 @@ LONGEST_DELAY_SECONDS = 10.0
 # Answers that asking again does not change.
 FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 FINAL_NAMES = ("NoCredentialsError", "ParamValidationError", "ProfileNotFound", "InvalidRegionError")
+
+# What a server that is there says when it cannot serve now, as an error's `errno` (s3fs) or `code` (gcsfs).
+BUSY = (errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO), 429, 500, 502, 503, 504)
 
 REQUESTS_AT_ONCE = 16
 
@@ -51,13 +59,26 @@ class ObjectPlace(Place):
             raise StoreError(f"cannot open {url}: stores are in local folders or at {schemes}; choose one of these")
         if not rest.strip("/"):
             raise StoreError(f"cannot open {url}: name a bucket and a prefix, such as {scheme}://bucket/run/store")
+        self._scheme, self._root = scheme.lower(), rest.strip("/")
+        self._connection: Any = None
+        self._process = 0
+        self._answered = False
         try:
-            self._objects: Any = fsspec.filesystem(scheme.lower(), use_listings_cache=False)
+            _ = self._objects
         except ImportError as error:
-            package = PACKAGES[scheme.lower()]
+            package = PACKAGES[self._scheme]
             raise StoreError(f"the store {url} needs the package {package}: pip install {package}") from error
-        self._root = rest.strip("/")
-        self._answered = threading.Event()
+
+    @property
+    def _objects(self) -> Any:
+        """The connection of this process: one from before a fork waits for a thread that is not there."""
+        if self._process != os.getpid():
+            options = OPTIONS.get(self._scheme, {})
+            self._connection = fsspec.filesystem(self._scheme, use_listings_cache=False, **options)
+            if self._scheme == "s3":
+                self._connection.retries = 1
+            self._process = os.getpid()
+        return self._connection
 
     @property
     def is_local(self) -> bool:
@@ -144,18 +165,20 @@ class ObjectPlace(Place):
             try:
                 answer = request()
             except FINAL:
-                self._answered.set()
+                self._answered = True
                 raise
             except Exception as error:
                 words = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 if type(error).__name__ in FINAL_NAMES:
                     raise PermissionError(f"{self.text} cannot be used: {words}") from error
-                patience = PATIENCE_SECONDS if self._answered.is_set() else FIRST_PATIENCE_SECONDS
+                if getattr(error, "errno", None) in BUSY or getattr(error, "code", None) in BUSY:
+                    self._answered = True
+                patience = PATIENCE_SECONDS if self._answered else FIRST_PATIENCE_SECONDS
                 if time.monotonic() - started + delay > patience:
                     raise OSError(f"{self.text} does not answer: {words}") from error
                 # Many actors are told at once that the server is busy; they should not all come back at once.
                 time.sleep(delay * random.uniform(0.5, 1))
                 delay = min(2 * delay, LONGEST_DELAY_SECONDS)
             else:
-                self._answered.set()
+                self._answered = True
                 return answer
