@@ -24,7 +24,19 @@ def stage(arguments: argparse.Namespace) -> None:
     from codec_dist.pipeline import run_stages, stages_of_command
 
     config = load_config(arguments.config, arguments.overrides)
+    if getattr(arguments, "verify", False):
+        _mend(Path(config.run.directory) / "store")
     run_stages(config, stages_of_command(arguments.stage))
+
+
+def _mend(store: Path) -> None:
+    """Forget what is damaged in a run's store, if it has one: the stage does these shards again."""
+    from codec_dist.extraction import mend_store
+    from codec_dist.store import Lease
+
+    if (store / "arrays.zarr").exists():
+        with Lease(store):
+            mend_store(store, full=True)
 
 
 def submit(arguments: argparse.Namespace) -> int:

@@ -96,6 +96,12 @@ def _add_stages(verbs: Any) -> None:
     for name, text in STAGE_HELP.items():
         parser = _command(verbs, name, commands.stage, text, overrides=True)
         parser.add_argument("config", metavar="CONFIG", help="YAML file of the run")
+        if name in ("extract", "run"):
+            parser.add_argument(
+                "--verify",
+                action="store_true",
+                help="first read all that the store holds, compare it with its checksums, and do again what is damaged",
+            )
         parser.set_defaults(stage=name)
 
 

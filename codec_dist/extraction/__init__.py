@@ -1,7 +1,9 @@
 """Images to contribution store: a coordinator hands shards to Ray actors, which write their blocks themselves."""
 
+from codec_dist.extraction.account import ExtractionSummary
 from codec_dist.extraction.coordinator import FailedShard
 from codec_dist.extraction.errors import ExtractionError
-from codec_dist.extraction.extract import ExtractionSummary, extract
+from codec_dist.extraction.extract import extract
+from codec_dist.extraction.mending import mend_store
 
-__all__ = ["ExtractionError", "ExtractionSummary", "FailedShard", "extract"]
+__all__ = ["ExtractionError", "ExtractionSummary", "FailedShard", "extract", "mend_store"]

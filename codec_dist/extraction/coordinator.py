@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 
@@ -27,6 +27,19 @@ class FailedShard:
 
     name: str
     reason: str
+
+
+class Listener(Protocol):
+    """Is told what happens, as it happens."""
+
+    def enter(self, receipt: Receipt) -> None:
+        """A shard is finished."""
+
+    def attempt_failed(self) -> None:
+        """An attempt at a shard has failed."""
+
+    def actor_lost(self) -> None:
+        """An actor has died, hung or broken, and is replaced if there is work."""
 
 
 @dataclass(eq=False)
@@ -64,14 +77,20 @@ class Coordinator:
     Args:
         plan: what every actor is told.
         shards: the shards by number.
-        on_receipt: called with each finished shard, in the order in which they end.
+        listener: told of each finished shard, in the order in which they end, and of failures.
         device: ``cuda`` or ``cpu``, of every actor.
+        check: called every second or so; raises what must end the run.
     """
 
     def __init__(
-        self, plan: Plan, shards: Sequence[ShardInfo], on_receipt: Callable[[Receipt], None], device: str
+        self,
+        plan: Plan,
+        shards: Sequence[ShardInfo],
+        listener: Listener,
+        device: str,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        self._plan, self._shards, self._on_receipt = plan, shards, on_receipt
+        self._plan, self._shards, self._listener, self._check = plan, shards, listener, check
         self._device = device
         self._cluster = plan.config.cluster
         self._queue: deque[_Pending] = deque()
@@ -90,12 +109,13 @@ class Coordinator:
 
         Raises:
             ClusterError: the cluster has no room for an actor.
-            ExtractionError: no actor can start.
+            ExtractionError: no actor can start, or the disk is full.
         """
         self._queue.extend(map(_Pending, pending))
         self._next_notice = time.monotonic() + SECONDS_BETWEEN_NOTICES
         try:
             while self._queue or any(actor.in_flight for actor in self._actors):
+                self._check()
                 self._start_actors()
                 self._hand_out()
                 self._end_overdue()
@@ -199,8 +219,13 @@ class Coordinator:
             actor.head_since = time.monotonic()
         pending = actor.in_flight.pop(reference)
         if isinstance(outcome, Receipt):
-            self._on_receipt(outcome)
+            self._listener.enter(outcome)
             return
+        if outcome.full:
+            raise ExtractionError(
+                f"{outcome.reason}, then run the same command again, {self._shards[pending.number].name} and the other "
+                "shards that are not done will be"
+            )
         self._count_failure(pending, actor, outcome.reason)
         if outcome.broken:
             # Such as a CUDA context that no kernel can use any more.
@@ -234,11 +259,13 @@ class Coordinator:
         """End an actor; the shards that it still has are handed out again and do not count as failed."""
         ray.kill(actor.handle)
         self._actors.remove(actor)
+        self._listener.actor_lost()
         if failed_to_start or actor.starting is not None:
             self._failed_starts.append(reason)
         self._queue.extendleft(reversed(actor.in_flight.values()))
 
     def _count_failure(self, pending: _Pending, actor: _Actor, reason: str) -> None:
+        self._listener.attempt_failed()
         pending.attempts += 1
         pending.tried_by.add(actor.serial)
         if pending.attempts < self._cluster.attempts:

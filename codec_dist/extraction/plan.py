@@ -78,8 +78,8 @@ def make_plan(config: Config) -> tuple[Plan, tuple[ShardInfo, ...]]:
         ModelError: a model, weights or a layer that do not exist or do not fit.
         AttributionError: a method or target that this model cannot have.
         StoreError: the store at the run's place was made with other settings.
-        ExtractionError: no image can be used, labels are beyond the model's outputs, or too many that the
-            target needs are missing.
+        ExtractionError: no image can be used, or too many labels are beyond the model's outputs, or missing
+            where the target needs them.
     """
     run = Path(config.run.directory)
     index = load_index(config.data.shards, run / "index", label_field=config.data.label_field)
@@ -268,23 +268,27 @@ def _with_contents(value: Any) -> Any:
 
 
 def _check_labels(index: ShardIndex, classes: int | None, needed: bool, max_bad_fraction: float) -> None:
-    """Refuse labels that the model has no output for, and missing ones where too many are ``needed``."""
+    """Refuse labels that the model has no output for, and missing ones where they are ``needed``, if too many.
+
+    The others are dropped and named as they are read.
+    """
     samples: pa.Table = index.samples()
+    allowed = f"more than data.max_bad_fraction ({max_bad_fraction:g}) allows"
     last = f"{classes - 1}" if classes is not None else "the last output"
     outside = samples.filter(pc.greater_equal(samples["label"], classes)) if classes is not None else samples[:0]
-    if len(outside):
+    if len(outside) > max_bad_fraction * len(samples):
         row = outside.slice(0, 1).to_pylist()[0]
         raise ExtractionError(
             f"{row['key']} in {row['shard']} has the label {row['label']}, but the model's {classes} outputs are "
-            f"numbered from 0 to {last} ({len(outside):,} of {len(samples):,} samples are beyond): choose a model of "
-            "these classes, or check data.label_field"
+            f"numbered from 0 to {last} ({len(outside):,} of {len(samples):,} samples are beyond, {allowed}): choose a "
+            "model of these classes, or check data.label_field"
         )
     missing = samples.filter(pc.is_null(samples["label"])) if needed else samples[:0]
     if len(missing) > max_bad_fraction * len(samples):
         row = missing.slice(0, 1).to_pylist()[0]
         raise ExtractionError(
             f"the target `label` needs a label from 0 to {last} for every sample, but {len(missing):,} of "
-            f"{len(samples):,} have none, more than data.max_bad_fraction ({max_bad_fraction:g}) allows: "
+            f"{len(samples):,} have none, {allowed}: "
             f"{row['key']} in {row['shard']} has no label; check data.label_field or choose another target"
         )
 
@@ -293,7 +297,7 @@ def _try_one(config: Config, index: ShardIndex, loaded: LoadedModel, attributor:
     """Attribute the first image that can be, which shows what the stored quantities are."""
     reasons = []
     dropped: list[Dropped] = []
-    for shard, sample in islice(_samples(config, index), TRIED_SAMPLES):
+    for shard, sample in islice(_samples(config, index, loaded.classes), TRIED_SAMPLES):
         for batch in make_batches([sample], loaded.preprocessing, 1, dropped.append, needs_labels(attributor)):
             try:
                 return attributor(batch.images, batch.labels)
@@ -308,10 +312,12 @@ def _try_one(config: Config, index: ShardIndex, loaded: LoadedModel, attributor:
     )
 
 
-def _samples(config: Config, index: ShardIndex) -> Iterator[tuple[ShardInfo, Decoded]]:
+def _samples(config: Config, index: ShardIndex, classes: int | None) -> Iterator[tuple[ShardInfo, Decoded]]:
     data = config.data
     for shard in index.shards:
-        stream = read_shard(index.location, shard, image_fields=data.image_fields, label_field=data.label_field)
+        stream = read_shard(
+            index.location, shard, image_fields=data.image_fields, label_field=data.label_field, classes=classes
+        )
         for sample in stream:
             yield shard, sample
 

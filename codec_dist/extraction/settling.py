@@ -24,7 +24,7 @@ from codec_dist.extraction.plan import (
     open_store,
     uses_automatic_steps,
 )
-from codec_dist.models import Preprocessing, load_model
+from codec_dist.models import LoadedModel, load_model
 from codec_dist.shards import ShardInfo, load_index, make_split, read_shard
 from codec_dist.utils import Progress, derive_seed, hash_file, write_bytes_atomically
 
@@ -95,6 +95,7 @@ class ShardStatistics:
             image_fields=data.image_fields,
             label_field=data.label_field,
             threads=data.decode_threads,
+            classes=loaded.classes,
             keys=self.keys[info.name],
         )
         size = self.config.attribution.microbatch
@@ -188,15 +189,23 @@ def _choose(plan: Plan, shards: Sequence[ShardInfo]) -> StepsChoice:
     loaded = load_model(config.model, seed=config.run.seed)
     statistics = None if plan.statistics is None else DataStatistics.load(plan.statistics)
     attributor = build_attributor(config, loaded, statistics=statistics)
-    batch = _probe_batch(plan, shards, loaded.preprocessing, needs_labels(attributor))
+    batch = _probe_batch(plan, shards, loaded, needs_labels(attributor))
     return choose_steps(attributor, batch.images, batch.labels)
 
 
-def _probe_batch(plan: Plan, shards: Sequence[ShardInfo], preprocessing: Preprocessing, labelled: bool) -> Batch:
+def _probe_batch(plan: Plan, shards: Sequence[ShardInfo], loaded: LoadedModel, labelled: bool) -> Batch:
     data, dropped = plan.config.data, list[Dropped]()
     samples = chain.from_iterable(
-        read_shard(plan.location, shard, image_fields=data.image_fields, label_field=data.label_field)
+        read_shard(
+            plan.location,
+            shard,
+            image_fields=data.image_fields,
+            label_field=data.label_field,
+            classes=loaded.classes,
+        )
         for shard in shards
     )
-    batches = make_batches(islice(samples, 2 * PROBE_IMAGES), preprocessing, PROBE_IMAGES, dropped.append, labelled)
+    batches = make_batches(
+        islice(samples, 2 * PROBE_IMAGES), loaded.preprocessing, PROBE_IMAGES, dropped.append, labelled
+    )
     return next(iter(batches))

@@ -14,9 +14,10 @@ from codec_dist.attribution import AttributionResult, Attributor, DataStatistics
 from codec_dist.extraction.batches import Batch, Dropped, make_batches, prefetched
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.extraction.plan import Plan, build_attributor, cause_of, needs_labels, pin_numerics
+from codec_dist.extraction.timing import Stopwatch, TimeSplit
 from codec_dist.models import LoadedModel, load_model
 from codec_dist.shards import ShardInfo, read_shard
-from codec_dist.store import BlockWriter
+from codec_dist.store import BlockWriter, StoreFullError
 from codec_dist.utils import CodecError
 
 # Microbatches that wait, prepared, while another is computed.
@@ -47,6 +48,8 @@ class Receipt:
     seconds: float
     actor: int
     """Serial number of the actor that did it."""
+    times: TimeSplit
+    """Where the actor's time went, since its shard before."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Failure:
     reason: str
     broken: bool = False
     """Not a fault of the shard that is understood: the actor may be unfit for others, too."""
+    full: bool = False
+    """There is no space left for the store: no other shard can be done either."""
 
 
 class ShardWorker:
@@ -70,6 +75,7 @@ class ShardWorker:
         self._next_turn = 0
         self._ended: set[int] = set()
         self._turns = threading.Condition()
+        self._free_since: float | None = None
 
     def greet(self) -> None:
         """Tell by returning that the actor has its place and runs."""
@@ -87,7 +93,8 @@ class ShardWorker:
         try:
             return self._extract(task)
         except Exception as error:  # noqa: BLE001  whatever it is, the coordinator decides
-            return Failure(_describe(error), broken=not isinstance(error, CodecError))
+            broken, full = not isinstance(error, CodecError), isinstance(error, StoreFullError)
+            return Failure(_describe(error), broken=broken, full=full)
         finally:
             self._end_turn(task.turn)
 
@@ -121,6 +128,7 @@ class ShardWorker:
             image_fields=data.image_fields,
             label_field=data.label_field,
             threads=data.decode_threads,
+            classes=self._model.classes,
         )
         batches = make_batches(
             samples,
@@ -130,25 +138,37 @@ class ShardWorker:
             labelled=needs_labels(self._attributor),
             pin=self._on_gpu,
         )
-        with prefetched(batches, PREFETCH) as ahead, self._turn(task.turn):
-            started = time.monotonic()
+        watch = Stopwatch()
+        with prefetched(batches, PREFETCH) as ahead, self._turn(task.turn, watch):
             rows = ShardRows(self._plan, task.info.samples)
-            for batch in ahead:
-                for part, result in self._attribute(batch, dropped):
-                    rows.append(part, result)
+            while True:
+                with watch.measure("decode_wait"):
+                    batch = next(ahead, None)
+                if batch is None:
+                    break
+                with watch.measure("compute"):
+                    for part, result in self._attribute(batch, dropped):
+                        rows.append(part, result)
+        return self._write(task, rows, dropped, watch)
+
+    def _write(self, task: ShardTask, rows: "ShardRows", dropped: Sequence[Dropped], watch: Stopwatch) -> Receipt:
         named = tuple((each.key, each.reason) for each in sorted(dropped, key=lambda each: each.position))
-        seconds = time.monotonic() - started
-        marker = self._writer.write(task.number, rows.values(), rows.samples(), named, seconds, task.attempt)
-        return Receipt(task.number, marker.rows, named, seconds, self._serial)
+        seconds = watch.seconds.get("decode_wait", 0.0) + watch.seconds.get("compute", 0.0)
+        with watch.measure("write"):
+            marker = self._writer.write(task.number, rows.values(), rows.samples(), named, seconds, task.attempt)
+        return Receipt(task.number, marker.rows, named, seconds, self._serial, watch.split())
 
     @contextmanager
-    def _turn(self, turn: int) -> Iterator[None]:
+    def _turn(self, turn: int, watch: Stopwatch) -> Iterator[None]:
         """Shards are computed one at a time, in the order in which they were given."""
         with self._turns:
             self._turns.wait_for(lambda: self._next_turn == turn)
+        if self._free_since is not None:
+            watch.add("idle", time.monotonic() - self._free_since)
         try:
             yield
         finally:
+            self._free_since = time.monotonic()
             self._end_turn(turn)
 
     def _end_turn(self, turn: int) -> None:

@@ -18,7 +18,7 @@ from codec_dist.pipeline.summarizing import summarize
 from codec_dist.pipeline.visualizing import visualize
 from codec_dist.report import build_report
 from codec_dist.sae import ARCHITECTURES
-from codec_dist.store import ContributionStore
+from codec_dist.store import ContributionStore, verify_store
 from codec_dist.training import train_saes
 from codec_dist.utils import hash_file, read_json, suggestion, write_json_atomically
 
@@ -137,7 +137,10 @@ def _report_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
 
 
 def _store_is_complete(run: RunDirectory) -> bool:
-    return (run.store / "samples.parquet").exists() and ContributionStore(run.store).complete
+    if not (run.store / "samples.parquet").exists() or not ContributionStore(run.store).complete:
+        return False
+    # What is missing or cut short is extracted again.
+    return not verify_store(run.store, full=False).damaged
 
 
 def _saes_are_there(run: RunDirectory) -> bool:

@@ -20,6 +20,7 @@ from codec_dist.attribution import Attributor, IntegratedGradients, TopK
 from codec_dist.cluster_runtime import Session
 from codec_dist.config import Config, save_config
 from codec_dist.extraction import ExtractionError, extract
+from codec_dist.extraction.account import Account
 from codec_dist.extraction.coordinator import Coordinator
 from codec_dist.extraction.plan import make_plan, open_store
 from codec_dist.extraction.settling import settle
@@ -113,16 +114,18 @@ def test_number_of_actors_does_not_change_the_digest(
     config = make_config(cluster={"actors": 2}, data={"decode_threads": 2})
     plan, shards = make_plan(config)
     assert settle(plan, shards) == (plan, "cpu")
-    receipts: list[Receipt] = []
+    serials: set[int] = set()
 
-    def enter(receipt: Receipt) -> None:
-        receipts.append(receipt)
-        # The first to start does not run away with all shards before the other one is there.
-        ray.get([actor.starting for actor in coordinator._actors if actor.starting is not None])
+    class Waits(Account):
+        def enter(self, receipt: Receipt) -> None:
+            super().enter(receipt)
+            serials.add(receipt.actor)
+            # The first to start does not run away with all shards before the other one is there.
+            ray.get([actor.starting for actor in coordinator._actors if actor.starting is not None])
 
-    coordinator = Coordinator(plan, shards, enter, "cpu")
+    coordinator = Coordinator(plan, shards, Waits(0.0, shards, {}, None), "cpu")
     assert coordinator.run(range(6)) == []
-    assert {receipt.actor for receipt in receipts} == {0, 1}
+    assert serials == {0, 1}
     finish_store(plan.store)
     assert _digest(config) == reference.digest()
 
@@ -190,7 +193,7 @@ def test_corrupt_shard_is_tried_reported_and_skipped(
 
 
 def _shards_with_bad_samples(folder: Path) -> Path:
-    """Two tars of ten images; in the second one is torn and one is no image."""
+    """Two tars of ten images; in the second one is torn, one is no image, and one has a label beyond the outputs."""
     folder.mkdir()
     for shard in range(2):
         with tarfile.open(folder / f"some-{shard:06d}.tar", "w") as tar:
@@ -202,7 +205,8 @@ def _shards_with_bad_samples(folder: Path) -> Path:
                     content = content[:30]
                 if shard == 1 and number == 7:
                     content = b"not an image"
-                for extension, data in (("png", content), ("cls", str(number).encode())):
+                label = 10 if shard == 1 and number == 2 else number
+                for extension, data in (("png", content), ("cls", str(label).encode())):
                     member = tarfile.TarInfo(f"sample-{shard}-{number}.{extension}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
@@ -213,21 +217,22 @@ def test_bad_samples_are_dropped_named_and_limited(
     ray_cluster: Session, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     shards = str(_shards_with_bad_samples(tmp_path / "shards"))
-    config = make_config(data={"shards": shards, "limit": 19, "max_bad_fraction": 0.11})
+    config = make_config(data={"shards": shards, "limit": 19, "max_bad_fraction": 0.16})
     with Tracker(Path(config.run.directory), config.tracking, stage="extract", group="test", config={}) as tracker:
         summary = extract(config, tracker)
-    assert (summary.samples, summary.dropped) == (17, 2)
+    assert (summary.samples, summary.dropped) == (16, 3)
     marker = Ledger(_store(config).path).done()[1]
-    assert [key for key, _ in marker.dropped] == ["sample-1-4", "sample-1-7"]
-    assert all("cannot be decoded" in reason for _, reason in marker.dropped)
+    assert [key for key, _ in marker.dropped] == ["sample-1-2", "sample-1-4", "sample-1-7"]
+    assert marker.dropped[0][1] == "the label 10 is out of range: there are classes 0 to 9"
+    assert all("cannot be decoded" in reason for _, reason in marker.dropped[1:])
     keys = _store(config).samples["key"].to_pylist()
-    assert len(keys) == 17
-    assert not {"sample-1-4", "sample-1-7", "sample-1-9"} & set(keys)
+    assert len(keys) == 16
+    assert not {"sample-1-2", "sample-1-4", "sample-1-7", "sample-1-9"} & set(keys)
     logged = [entry for entry in read_metrics(Path(config.run.directory) / "metrics.jsonl") if "summary" in entry]
-    assert logged[-1]["summary"]["extract/dropped"] == 2
+    assert logged[-1]["summary"]["extract/dropped"] == 3
 
-    strict = make_config(data={"shards": shards, "limit": 19, "max_bad_fraction": 0.1})
-    message = r"2 of 19 samples cannot be used, more than data\.max_bad_fraction \(0\.1\) .*sample-1-4 in some-000001"
+    strict = make_config(data={"shards": shards, "limit": 19, "max_bad_fraction": 0.15})
+    message = r"3 of 19 samples cannot be used, more than data\.max_bad_fraction \(0\.15\) .*sample-1-2 in some-000001"
     with pytest.raises(ExtractionError, match=message):
         extract(strict)
 

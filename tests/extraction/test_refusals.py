@@ -112,16 +112,33 @@ def test_target_that_needs_labels_names_the_sample_without(make_config: MakeConf
         extract(make_config(data={"shards": str(shards)}, attribution={"target": {"name": "label"}}))
 
 
-def test_label_beyond_the_outputs_is_refused_whatever_the_target(make_config: MakeConfig, tmp_path: Path) -> None:
+def _pack_with_labels_beyond(folder: Path, beyond: int) -> str:
+    """Twenty digits, so many of them with the label 11."""
     samples, classes = digits()
     mixed = [
-        dataclasses.replace(each, label=11) if each.key == "digit-000007" else each for each in islice(samples, 20)
+        dataclasses.replace(each, label=11) if number < beyond else each
+        for number, each in enumerate(islice(samples, 20))
     ]
-    assert sum(each.label == 11 for each in mixed) == 1
-    pack(mixed, tmp_path / "shards", samples_per_shard=20, classes=[*classes, "ten", "eleven"])
-    message = r"digit-000007 in shard-000000\.tar has the label 11, .* 10 outputs .* from 0 to 9 \(1 of 20 samples"
+    pack(mixed, folder, samples_per_shard=20, classes=[*classes, "ten", "eleven"])
+    return str(folder)
+
+
+def test_too_many_labels_beyond_the_outputs_are_refused_whatever_the_target(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    data = {"shards": _pack_with_labels_beyond(tmp_path / "shards", 3), "max_bad_fraction": 0.1}
+    message = (
+        r"digit-00000\d in shard-000000\.tar has the label 11, .* 10 outputs .* from 0 to 9 \(3 of 20 samples are "
+        r"beyond, more than data\.max_bad_fraction \(0\.1\) allows\)"
+    )
     with pytest.raises(ExtractionError, match=message):
-        extract(make_config(data={"shards": str(tmp_path / "shards")}))
+        extract(make_config(data=data))
+
+
+def test_a_few_labels_beyond_the_outputs_do_not_hinder_the_plan(make_config: MakeConfig, tmp_path: Path) -> None:
+    data = {"shards": _pack_with_labels_beyond(tmp_path / "shards", 2), "max_bad_fraction": 0.1}
+    plan, _ = make_plan(make_config(data=data))
+    assert list(plan.layers) == ["blocks.3", "blocks.5"]
 
 
 def test_a_few_unlabelled_and_broken_samples_do_not_hinder_the_plan(make_config: MakeConfig, tmp_path: Path) -> None:

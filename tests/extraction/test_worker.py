@@ -10,6 +10,7 @@ from codec_dist.attribution import NotFiniteError
 from codec_dist.config import Config
 from codec_dist.extraction.batches import Batch, Dropped
 from codec_dist.extraction.plan import Plan
+from codec_dist.extraction.timing import Stopwatch
 from codec_dist.extraction.worker import Failure, ShardTask, ShardWorker
 from codec_dist.shards import ShardInfo
 
@@ -76,5 +77,5 @@ def test_shard_that_cannot_even_begin_does_not_hold_up_the_next(make_config: Mak
         outcome = worker.extract(ShardTask(turn, ShardInfo("a.tar", 1, 1, ""), 1, turn))
         assert isinstance(outcome, Failure)
         assert outcome.broken
-    with worker._turn(3):
+    with worker._turn(3, Stopwatch()):
         pass

@@ -1,0 +1,186 @@
+"""The account of a run: what is done, dropped and failed, and where the time went; shown as it grows."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from codec_dist.extraction.errors import ExtractionError
+from codec_dist.extraction.timing import TimeSplit
+from codec_dist.extraction.worker import Receipt
+from codec_dist.shards import ShardInfo
+from codec_dist.store import Marker
+from codec_dist.tracking import Tracker
+from codec_dist.utils import Progress
+
+# How many samples an error message names.
+NAMED = 3
+
+
+@dataclass(frozen=True)
+class ExtractionSummary:
+    """What an extraction did, and what its store holds."""
+
+    shards_done: int
+    """Shards that this run finished."""
+    shards_skipped: int
+    """Shards that were done before."""
+    samples: int
+    """Rows in the store."""
+    dropped: int
+    """Samples of the store's shards that have no row."""
+    failed: int
+    """Shards that could not be done."""
+    seconds: float
+    """Wall time of this run."""
+    images_per_second: float
+    """Images of this run per second of wall time, start of the actors included; 0 if nothing was to do."""
+    retries: int = 0
+    """Attempts at shards that failed."""
+    actors_lost: int = 0
+    """Actors that died, hung or broke, and were replaced while there was work."""
+    decode_wait_fraction: float = 0.0
+    """Part of the actors' time in which they waited for images."""
+    compute_fraction: float = 0.0
+    """Part in which they computed."""
+    write_fraction: float = 0.0
+    """Writing as a part of the actors' time; it goes on beside the other kinds."""
+    idle_fraction: float = 0.0
+    """Part between two shards."""
+
+
+@dataclass
+class _ActorAccount:
+    shards: int = 0
+    images: int = 0
+    times: TimeSplit = field(default_factory=TimeSplit)
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / max(self.times.wall, 1e-9)
+
+
+class Account:
+    """Counts what is done; told of every receipt, failed attempt and lost actor, and tells the user and the tracker.
+
+    Args:
+        max_bad_fraction: limit of dropped samples.
+        shards: by number.
+        before: markers of the shards that were done before this run.
+        tracker: gets a point for every finished shard.
+    """
+
+    def __init__(
+        self,
+        max_bad_fraction: float,
+        shards: Sequence[ShardInfo],
+        before: Mapping[int, Marker],
+        tracker: Tracker | None,
+    ) -> None:
+        self.total = sum(shard.samples for shard in shards)
+        self.rows = sum(marker.rows for marker in before.values())
+        self.dropped = [
+            (shards[number].name, key, reason) for number, marker in before.items() for key, reason in marker.dropped
+        ]
+        self.progress: Progress | None = None
+        self._limit, self._shards, self._tracker = max_bad_fraction, shards, tracker
+        self._done_before = len(before)
+        self._done = self._images = self._retries = self._actors_lost = 0
+        self._actors: dict[int, _ActorAccount] = {}
+        self._started = time.monotonic()
+
+    def enter(self, receipt: Receipt) -> None:
+        """Count a finished shard.
+
+        Raises:
+            ExtractionError: by now too many samples are bad.
+        """
+        shard = self._shards[receipt.number].name
+        images = receipt.rows + len(receipt.dropped)
+        self._done += 1
+        self._images += images
+        self.rows += receipt.rows
+        self.dropped += [(shard, key, reason) for key, reason in receipt.dropped]
+        actor = self._actors.setdefault(receipt.actor, _ActorAccount())
+        actor.shards += 1
+        actor.images += images
+        actor.times += receipt.times
+        if self.progress is not None:
+            self.progress.advance(images, self._note())
+        if self._tracker is not None:
+            self._tracker.log(self._metrics(receipt, images), step=self._done_before + self._done, axis="shards")
+        self.check_bad()
+
+    def attempt_failed(self) -> None:
+        """Count an attempt at a shard that failed."""
+        self._retries += 1
+
+    def actor_lost(self) -> None:
+        """Count an actor that died, hung or broke."""
+        self._actors_lost += 1
+
+    def check_bad(self) -> None:
+        """Refuse to go on with more bad samples than the config allows."""
+        if len(self.dropped) > self._limit * self.total:
+            named = "; ".join(f"{key} in {shard}: {reason}" for shard, key, reason in self.dropped[:NAMED])
+            raise ExtractionError(
+                f"{len(self.dropped):,} of {self.total:,} samples cannot be used, more than data.max_bad_fraction "
+                f"({self._limit:g}) allows: {named}; mend them or raise the limit"
+            )
+
+    def summary(self, failed: int, seconds: float) -> ExtractionSummary:
+        """The account so far, which is given to the tracker, too."""
+        rate = self._images / seconds if self._images else 0.0
+        fractions = self._fractions() if self._actors else {}
+        summary = ExtractionSummary(
+            self._done, self._done_before, self.rows, len(self.dropped), failed, seconds, rate,
+            self._retries, self._actors_lost, **fractions,
+        )  # fmt: skip
+        if self._tracker is not None:
+            self._tracker.summary({f"extract/{name}": value for name, value in vars(summary).items()})
+            if self._actors:
+                self._table_of_actors(self._tracker)
+        return summary
+
+    def _note(self) -> str:
+        times = self._times().fractions()
+        parts = [
+            f"{self._done_before + self._done:,} of {len(self._shards):,} shards",
+            f"compute {times['compute']:.0%}",
+            f"decode wait {times['decode_wait']:.0%}",
+            f"write {times['write']:.0%}",
+            f"idle {times['idle']:.0%}",
+        ]
+        counts = {"dropped": len(self.dropped), "failed attempts": self._retries, "actors lost": self._actors_lost}
+        return ", ".join([*parts, *(f"{count:,} {name}" for name, count in counts.items() if count)])
+
+    def _metrics(self, receipt: Receipt, images: int) -> dict[str, float]:
+        actor = self._actors[receipt.actor]
+        own = {f"extract/actor_{kind}_fraction": part for kind, part in actor.times.fractions().items()}
+        return {
+            "extract/samples": float(self.rows),
+            "extract/dropped": float(len(self.dropped)),
+            "extract/images_per_second": self._images / (time.monotonic() - self._started),
+            "extract/shard_seconds": receipt.seconds,
+            "extract/shard_images_per_second": images / max(receipt.seconds, 1e-9),
+            "extract/failed_attempts": float(self._retries),
+            "extract/actors_lost": float(self._actors_lost),
+            **{f"extract/{name}": value for name, value in self._fractions().items()},
+            # Which actor the shard was done by, and that actor's time so far.
+            "extract/actor": float(receipt.actor),
+            "extract/actor_images_per_second": actor.images_per_second,
+            **own,
+        }
+
+    def _times(self) -> TimeSplit:
+        return sum((actor.times for actor in self._actors.values()), TimeSplit())
+
+    def _fractions(self) -> dict[str, float]:
+        return {f"{kind}_fraction": part for kind, part in self._times().fractions().items()}
+
+    def _table_of_actors(self, tracker: Tracker) -> None:
+        columns = ["actor", "shards", "images", "images per second", *TimeSplit().fractions()]
+        rows = [
+            [serial, each.shards, each.images, each.images_per_second, *each.times.fractions().values()]
+            for serial, each in sorted(self._actors.items())
+        ]
+        tracker.table("extract/actors", columns, rows)
