@@ -12,7 +12,7 @@ disk cannot favour one:
 
 Uncompressed chunks of every size first, then the encodings at one size. Files lie in the page cache when they are
 read: a disk would hide what is measured. Prints a table for people and one JSON line for machines; MB/s are of the
-numbers before compression, `ratio` is the median over rounds of the rate over raw's in the same round.
+numbers before compression, by the median time of a shard (write) or chunk (read); `ratio` is to raw's.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from codec_dist.store import BlockWriter, ContributionStore, create_store
+from codec_dist.store import BlockWriter, ChunkName, ContributionStore, create_store
 
 CHANNELS = 2048
 LAYERS = ("layer3.5", "layer4.2")
@@ -41,12 +41,13 @@ MIB = 2**20
 
 @dataclass
 class Form:
-    """What is measured: a size of chunks and an encoding, with the rates found in each round."""
+    """What is measured: a size of chunks and an encoding, with the times of all rounds."""
 
     mib: float
     compression: str = "none"
     sharding: int | None = None
-    rates: dict[str, list[float]] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    """Contender → seconds for each shard or chunk."""
     fraction: float = 1.0
     """Bytes in files over bytes of numbers."""
 
@@ -57,18 +58,21 @@ class Form:
         parts += [f"sharded by {self.sharding}"] if self.sharding else []
         return ", ".join(parts) or "plain"
 
-    def note(self, contender: str, megabytes: float, seconds: float) -> None:
-        """Keep a rate."""
-        self.rates.setdefault(contender, []).append(megabytes / seconds)
-
-    def median(self, contender: str) -> float:
+    def rate(self, contender: str) -> float:
         """MB/s of a contender."""
-        return statistics.median(self.rates[contender])
+        chunks = len(LAYERS) * len(QUANTITIES) if contender.endswith("write") else 1
+        return chunks * self.mib * MIB / 1e6 / statistics.median(self.seconds[contender])
 
-    def ratio(self, contender: str, floor: str) -> float:
-        """Median over rounds of a rate over the floor's."""
-        pairs = zip(self.rates[contender], self.rates[floor], strict=True)
-        return statistics.median(rate / base for rate, base in pairs)
+    def ratio(self, contender: str) -> float:
+        """A contender's rate over raw's."""
+        return self.rate(contender) / self.rate(f"raw {contender.split()[-1]}")
+
+    @contextmanager
+    def timed(self, contender: str, parts: int = 1) -> Iterator[None]:
+        """Note how long a block takes, which does ``parts`` chunks."""
+        started = time.perf_counter()
+        yield
+        self.seconds.setdefault(contender, []).append((time.perf_counter() - started) / parts)
 
 
 def main() -> None:
@@ -83,7 +87,7 @@ def main() -> None:
             with _folder(arguments.folder) as folder:
                 measure(form, folder, arguments.total * MIB)
             if not number:  # the first round warms up
-                form.rates.clear()
+                form.seconds.clear()
     _print_table(forms)
     print(json.dumps(_as_json(forms, arguments)))
 
@@ -94,7 +98,6 @@ def measure(form: Form, folder: Path, total_bytes: int) -> None:
     arrays = [(layer, quantity) for layer in LAYERS for quantity in QUANTITIES]
     shards = max(2, round(total_bytes / (len(arrays) * rows * CHANNELS * 4)))
     values, samples = _numbers(rows), _samples(rows)
-    megabytes = shards * len(arrays) * rows * CHANNELS * 4 / 1e6
     create_store(
         folder / "store",
         identity={"benchmark": "store"},
@@ -105,40 +108,35 @@ def measure(form: Form, folder: Path, total_bytes: int) -> None:
         compression=form.compression,
         sharding=form.sharding,
     )
-    writer, seconds = BlockWriter(folder / "store"), dict.fromkeys(("raw", "store"), 0.0)
+    writer = BlockWriter(folder / "store")
     for number in range(shards):
-        with _timed(seconds, "raw"):
+        with form.timed("raw write"):
             for place, name in enumerate(arrays):
                 with open(folder / f"raw-{number}-{place}", "wb") as file:
                     file.write(values[name].data)
-        with _timed(seconds, "store"):
+        with form.timed("store write"):
             writer.write(number, values, samples)
-    form.note("raw write", megabytes, seconds["raw"])
-    form.note("store write", megabytes, seconds["store"])
     files = list((folder / "store" / "arrays.zarr").rglob("c.*.0"))
-    form.fraction = sum(path.stat().st_size for path in files) / (megabytes * 1e6)
-    _read(form, folder, megabytes)
+    form.fraction = sum(path.stat().st_size for path in files) / (shards * len(arrays) * rows * CHANNELS * 4)
+    _read(form, folder)
 
 
-def _read(form: Form, folder: Path, megabytes: float) -> None:
+def _read(form: Form, folder: Path) -> None:
     store = ContributionStore(folder / "store")
     arrays = [(layer, quantity) for layer in LAYERS for quantity in QUANTITIES]
     order = [(number, place) for number in store.shard_numbers for place in range(len(arrays))]
     np.random.default_rng(1).shuffle(order)
-    seconds = dict.fromkeys(("raw", "store", "ahead"), 0.0)
     for number, place in order:
-        with _timed(seconds, "raw"), open(folder / f"raw-{number}-{place}", "rb") as file:
+        with form.timed("raw read"), open(folder / f"raw-{number}-{place}", "rb") as file:
             file.read()
-        with _timed(seconds, "store"):
+        with form.timed("store read"):
             next(store.blocks(*arrays[place], shards=[number]))
-    names = {}
+    names: dict[tuple[int, int], list[ChunkName]] = {}
     for name in store.chunk_names():
         names.setdefault((name.shard_number, arrays.index((name.layer, name.quantity))), []).append(name)
-    with _timed(seconds, "ahead"):
-        for _ in store.chunks((name for each in order for name in names[tuple(each)]), in_memory=4, threads=2):
+    with form.timed("ahead read", parts=len(order)):
+        for _ in store.chunks((name for number, place in order for name in names[number, place]), in_memory=4):
             pass
-    for contender, spent in seconds.items():
-        form.note(f"{contender} read", megabytes, spent)
 
 
 def _numbers(rows: int) -> dict[tuple[str, str], np.ndarray]:
@@ -166,13 +164,6 @@ def _samples(rows: int) -> pa.Table:
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    seconds[name] += time.perf_counter() - started
-
-
-@contextmanager
 def _folder(parent: str | None) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="codec-store-", dir=parent))
     try:
@@ -190,11 +181,9 @@ def _print_table(forms: list[Form]) -> None:
     for form in forms:
         print(
             f"{form.mib:10g}  {form.name:<16}"
-            f"{form.median('raw write'):10,.0f}{form.median('store write'):11,.0f}"
-            f"{form.ratio('store write', 'raw write'):8.2f}"
-            f"{form.median('raw read'):9,.0f}{form.median('store read'):9,.0f}"
-            f"{form.ratio('store read', 'raw read'):7.2f}"
-            f"{form.median('ahead read'):9,.0f}{form.ratio('ahead read', 'raw read'):7.2f}{form.fraction:7.2f}"
+            f"{form.rate('raw write'):10,.0f}{form.rate('store write'):11,.0f}{form.ratio('store write'):8.2f}"
+            f"{form.rate('raw read'):9,.0f}{form.rate('store read'):9,.0f}{form.ratio('store read'):7.2f}"
+            f"{form.rate('ahead read'):9,.0f}{form.ratio('ahead read'):7.2f}{form.fraction:7.2f}"
         )
 
 
@@ -208,10 +197,10 @@ def _as_json(forms: list[Form], arguments: argparse.Namespace) -> dict[str, Any]
             {
                 "chunk_mib": form.mib,
                 "encoding": form.name,
-                "megabytes_per_second": {name: round(form.median(name), 1) for name in form.rates},
-                "write_ratio": round(form.ratio("store write", "raw write"), 3),
-                "read_ratio": round(form.ratio("store read", "raw read"), 3),
-                "read_ahead_ratio": round(form.ratio("ahead read", "raw read"), 3),
+                "megabytes_per_second": {name: round(form.rate(name), 1) for name in form.seconds},
+                "write_ratio": round(form.ratio("store write"), 3),
+                "read_ratio": round(form.ratio("store read"), 3),
+                "read_ahead_ratio": round(form.ratio("ahead read"), 3),
                 "size": round(form.fraction, 3),
             }
             for form in forms
