@@ -4,11 +4,11 @@ For each S: the median over images of the relative completeness residual, of the
 the time relative to S = 10. Then each method, baseline and several targets, timed against integrated gradients with
 S = 10 of one target from zeros, interleaved.
 
-Images are a run's (`--config`, its evaluate part), or procedural shapes. Where a network has random weights, its
-BatchNorm statistics are estimated from 64 other shapes, since as initialised they fit no image.
+Images are a run's (`--config`, its evaluate part), or procedural shapes, on which a network with random weights is first
+trained for some steps: untrained networks are so rough that no number of steps is complete.
 
     python -m benchmarks.completeness --config runs/digits/config.yaml --batch 64
-    python -m benchmarks.completeness --model torchvision:resnet50 --batch 8
+    python -m benchmarks.completeness --model torchvision:resnet50 --size 64 --train-steps 150
 """
 
 import argparse
@@ -16,6 +16,7 @@ import io
 import json
 import statistics
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -37,6 +38,9 @@ from codec_dist.attribution import (
 from codec_dist.config import ModelSection, load_config
 from codec_dist.models import LoadedModel, load_model
 from codec_dist.shards import load_index, read_shard, shapes
+
+
+CLASSES, TRAINING_BATCH = 10, 32
 
 
 def main() -> None:
@@ -115,29 +119,42 @@ def _from_run(arguments: argparse.Namespace) -> tuple[LoadedModel, Tensor]:
 def _from_shapes(arguments: argparse.Namespace) -> tuple[LoadedModel, Tensor]:
     values = [0.5] * 3
     preprocessing = {"size": arguments.size, "channels": 3, "mean": values, "std": values}
-    loaded = load_model(
-        ModelSection.model_validate(
-            {"spec": arguments.model, "weights": arguments.weights, "preprocessing": preprocessing}
-        )
-    )
-    source, _ = shapes(arguments.batch + 64, size=arguments.size)
-    made = source.read(range(arguments.batch + 64))
-    images = torch.stack([loaded.preprocessing(Image.open(io.BytesIO(each.image)).convert("RGB")) for each in made])
-    if arguments.weights == "none":
-        _estimate_norms(loaded.module, images[arguments.batch :])
-    return loaded, images[: arguments.batch]
+    options = {"num_classes": CLASSES} if arguments.weights == "none" else {}
+    section = {"spec": arguments.model, "options": options, "weights": arguments.weights}
+    loaded = load_model(ModelSection.model_validate({**section, "preprocessing": preprocessing}))
+    trained_on = arguments.train_steps * TRAINING_BATCH
+    source, _ = shapes(arguments.batch + trained_on, size=arguments.size, classes=CLASSES)
 
+    def images(numbers: range) -> tuple[Tensor, Tensor]:
+        made = list(source.read(numbers))
+        pictures = [loaded.preprocessing(Image.open(io.BytesIO(each.image)).convert("RGB")) for each in made]
+        return torch.stack(pictures), torch.tensor([each.label for each in made])
 
-def _estimate_norms(model: nn.Module, images: Tensor) -> None:
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
+    places = range(arguments.batch, arguments.batch + trained_on, TRAINING_BATCH)
+    _train(loaded.module, (images(range(first, first + TRAINING_BATCH)) for first in places), arguments.train_steps)
+    probe, labels = images(range(arguments.batch))
     with torch.no_grad():
-        for batch in images.split(16):
-            model(batch)
-    model.eval()
+        right = (loaded.module(probe).argmax(1) == labels).float().mean()
+    print(f"accuracy on {len(probe)} shapes that were not trained on: {right:.0%}")
+    return loaded, probe
+
+
+def _train(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], steps: int) -> None:
+    if not steps:
+        return
+    model.train().requires_grad_(True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    for images, labels in batches:
+        # Half of the contrast is random, so that a grey image has no class (as in the demo's classifier).
+        contrast = torch.rand(len(images), 1, 1, 1)
+        wanted = nn.functional.one_hot(labels, CLASSES) * contrast.flatten(1) + (1 - contrast.flatten(1)) / CLASSES
+        loss = nn.functional.cross_entropy(model(images * contrast), wanted)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    model.eval().requires_grad_(False)
 
 
 def _arguments() -> argparse.Namespace:
@@ -146,6 +163,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="torchvision:resnet50", help="model spec, without --config")
     parser.add_argument("--weights", default="none", help="none (random), default (pretrained) or a file")
     parser.add_argument("--size", type=int, default=224, help="height and width of the shapes")
+    parser.add_argument("--train-steps", type=int, default=0, help="steps of 32 shapes to train for, without --config")
     parser.add_argument("--layers", nargs="+", default=["blocks"], help="layer keys, globs or presets")
     parser.add_argument("--batch", type=int, default=16, help="number of images")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 5, 10, 20, 50], help="numbers S; 10 among them")

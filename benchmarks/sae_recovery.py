@@ -67,7 +67,7 @@ RECIPES = (
     Recipe("relu", {"modes": 160, "l1": 0.025}),
     Recipe("topk", {"modes": 160, "k": 3, "dead_window": DEAD_WINDOW}, steps=2_500),
     Recipe("batchtopk", {"modes": 160, "k": 3, "dead_window": DEAD_WINDOW}, steps=2_500),
-    Recipe("matryoshka", {"modes": 160, "k": 3, "dead_window": DEAD_WINDOW}, steps=4_000),
+    Recipe("matryoshka", {"modes": 160, "k": 3, "dead_window": DEAD_WINDOW, "prefixes": [0.25, 0.5, 1]}),
     Recipe("jumprelu", {"modes": 160, "l0": 0.01}, steps=2_500),
     Recipe("gated", {"modes": 160, "l1": 0.07}),
     Recipe("stsae", STSAE, steps=5_000, rate=2e-3, data=Data(low=TAU, high=1.0, mean=0)),

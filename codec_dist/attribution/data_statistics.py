@@ -44,7 +44,7 @@ class DataStatistics:
         return cls(len(images), images.mean(dim=0), mean, (outputs - mean).T @ (outputs - mean))
 
     @classmethod
-    def measure(cls, model: nn.Module, batches: Iterable[Float[Tensor, "batch ..."]]) -> "DataStatistics":
+    def measure(cls, model: nn.Module, batches: Iterable[Tensor]) -> "DataStatistics":
         """Of a data set that comes as batches of normalised images.
 
         Raises:

@@ -15,7 +15,7 @@ from codec_dist.attribution.errors import AttributionError, require_whole
 from codec_dist.attribution.evaluation import Evaluation
 from codec_dist.attribution.folding import FoldPair, find_foldable, prepared
 from codec_dist.attribution.fused import can_fuse
-from codec_dist.attribution.memory import affordable, check_budget, is_out_of_memory, measure_image
+from codec_dist.attribution.memory import FILL_BYTES, affordable, check_budget, is_out_of_memory, measure_image
 from codec_dist.attribution.methods import IntegratedGradients, Method
 from codec_dist.attribution.reductions import make_reduction
 from codec_dist.attribution.results import AttributionResult, concatenate
@@ -48,7 +48,7 @@ class Attributor:
         activations: also reduce the hidden tensors at the images.
         gradients: also reduce the gradients at the images.
         microbatch: images that pass through the model at once; default all. Where a batch is smaller, as many
-            points of the path pass together.
+            points of the path pass together; by default as many as fill the device well.
         memory: a budget in bytes, or a fraction of the device's memory, that decides the microbatch where
             none is given.
         halve: when memory runs out, halve the microbatch and go on; else it is an error.
@@ -93,6 +93,8 @@ class Attributor:
         self.steps_choice: StepsChoice | None = None
         self.microbatch = microbatch
         self._memory, self._halve = memory, halve
+        # Images times points that pass together where no microbatch is given.
+        self._fill = 1
         self._fold, self._channels_last, self._autocast = fold_batchnorm, channels_last, autocast
         reductions = {key: make_reduction(model, key) for key in self.keys}
         self._settings = LayerSettings(reductions, activations, gradients)
@@ -219,7 +221,7 @@ class Attributor:
             stack.enter_context(prepared(self.model, self._pairs, channels_last, narrow))
             if channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
-            evaluation = Evaluation(capture, self.targets, narrow, self.microbatch)
+            evaluation = Evaluation(capture, self.targets, narrow, self.microbatch, self._fill)
             yield evaluation, images, None if labels is None else labels.to(images.device)
 
     def _batches(
@@ -271,12 +273,14 @@ class Attributor:
         self._settings.cuts = find_cuts(capture, image)
         if self._fold:
             self._pairs = find_foldable(capture, image)
-        if self._memory is not None and self.microbatch is None:
+        if self.microbatch is None:
             steps = getattr(self.method, "steps", None)
             needed = measure_image(
                 capture, image, steps + 1 if can_fuse(image.device) and isinstance(steps, int) else 0
             )
-            self.microbatch = affordable(self._memory, image.device, needed)
+            self._fill = max(1, FILL_BYTES.get(image.device.type, 0) // needed)
+            if self._memory is not None:
+                self.microbatch = affordable(self._memory, image.device, needed)
         self._channels = channels
 
 

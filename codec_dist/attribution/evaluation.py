@@ -44,7 +44,8 @@ class Evaluation:
         capture: an open capture of the model.
         targets: the forward pass is shared by all; each has a backward pass of its own.
         autocast: type in which the model computes where autocast allows; None: its own.
-        largest: samples, times points, that may pass through the model at once; None: one point at a time.
+        largest: samples, times points, that may pass through the model at once; None: any number.
+        fill: samples, times points, that should pass at once where ``largest`` is None.
     """
 
     def __init__(
@@ -53,15 +54,16 @@ class Evaluation:
         targets: Sequence[Target],
         autocast: torch.dtype | None = None,
         largest: int | None = None,
+        fill: int = 1,
     ) -> None:
-        self.targets, self.largest = tuple(targets), largest
+        self.targets, self.largest, self._fill = tuple(targets), largest, fill
         self._capture, self._autocast = capture, autocast
         self._choices: list[Int[Tensor, "batch chosen"] | None] = [None] * len(self.targets)
         self._constant: tuple[Tensor, Point] | None = None
 
     def points_at_once(self, batch: int) -> int:
         """How many points of a batch pass through the model together."""
-        return 1 if self.largest is None else max(1, self.largest // batch)
+        return max(1, (self.largest or self._fill) // batch)
 
     def begin(self, images: Images, labels: Int[Tensor, "batch"] | None) -> Point:
         """The point at the images themselves, where targets that stay fixed along the path are chosen."""

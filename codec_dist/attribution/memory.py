@@ -14,6 +14,10 @@ RUNNING_TENSORS = 5
 # What is measured leaves out the workspaces of convolutions and the fragments of the allocator.
 SPARE_FACTOR = 1.3
 
+# Without a microbatch or a budget, as many path points pass together as fill so much. Measured on one core of a CPU: a
+# ResNet-18 with 16 images of 64² (35 MB) gains a quarter from 7 points at a time, with 4 of 224² (104 MB) a tenth.
+FILL_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
+
 CPU_ALLOCATION_FAILURES = ("can't allocate memory", "not enough memory", "std::bad_alloc")
 
 
