@@ -4,8 +4,8 @@ For each S: the median over images of the relative completeness residual, of the
 the time relative to S = 10. Then each method, baseline and several targets, timed against integrated gradients with
 S = 10 of one target from zeros, interleaved.
 
-Images are a run's (`--config`, its evaluate part), or procedural shapes, on which a network with random weights is first
-trained for some steps: untrained networks are so rough that no number of steps is complete.
+Images are a run's (`--config`, its evaluate part), or procedural shapes, on which a network with random weights is
+first trained for some steps: untrained networks are so rough that no number of steps is complete.
 
     python -m benchmarks.completeness --config runs/digits/config.yaml --batch 64
     python -m benchmarks.completeness --model torchvision:resnet50 --size 64 --train-steps 150
@@ -38,7 +38,6 @@ from codec_dist.attribution import (
 from codec_dist.config import ModelSection, load_config
 from codec_dist.models import LoadedModel, load_model
 from codec_dist.shards import load_index, read_shard, shapes
-
 
 CLASSES, TRAINING_BATCH = 10, 32
 

@@ -36,7 +36,7 @@ def test_steps_cost_as_many_passes_and_one_of_a_single_image(cnn: Pair) -> None:
 
 def test_a_fixed_target_costs_no_pass_more(cnn: Pair) -> None:
     model, images = cnn
-    attributor = Attributor(model, ["blocks"], IntegratedGradients(5), TopK(1, frozen=True))
+    attributor = Attributor(model, ["blocks"], IntegratedGradients(5), TopK(1, frozen=True), microbatch=3)
     attributor.probe(images)
     sizes: list[int] = []
     model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))

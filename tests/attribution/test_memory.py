@@ -76,7 +76,7 @@ def test_too_little_memory_halves_the_microbatch_and_goes_on(cnn: Pair) -> None:
 
 def test_where_halving_is_not_wanted_too_little_memory_is_an_error(cnn: Pair) -> None:
     images = torch.randn(9, 3, 16, 16)
-    with pytest.raises(AttributionError, match="memory of the cpu is too small for 9 images at once: lower"):
+    with pytest.raises(AttributionError, match=r"memory of the cpu is too small for \d+ images at once: lower"):
         Attributor(Greedy(cnn[0]), ["blocks"], halve=False)(images)
 
 
@@ -97,7 +97,7 @@ torch.manual_seed(0)
 torch.set_num_threads(1)
 model = ResNet(Bottleneck, [1, 1, 1, 1], num_classes=10)
 images = torch.randn(8, 3, 64, 64)
-attributor = Attributor(model, ["blocks"], IntegratedGradients(int(sys.argv[1])))
+attributor = Attributor(model, ["blocks"], IntegratedGradients(int(sys.argv[1])), microbatch=8)
 attributor.probe(images)
 attributor(images)
 # getrusage would count the parent's memory, too.

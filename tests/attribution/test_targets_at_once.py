@@ -47,7 +47,9 @@ def test_each_of_several_targets_equals_the_same_target_alone(cnn: Pair, method)
 
 def test_several_targets_share_the_forward_passes(cnn: Pair) -> None:
     model, images = cnn
-    attributor = Attributor(model, ["blocks"], IntegratedGradients(5), [Rank(rank) for rank in range(1, 6)])
+    attributor = Attributor(
+        model, ["blocks"], IntegratedGradients(5), [Rank(rank) for rank in range(1, 6)], microbatch=3
+    )
     attributor.probe(images)
     passes: list[int] = []
     model.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
