@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,10 @@ import ray
 from codec_dist.cluster_runtime.errors import ClusterError
 from codec_dist.cluster_runtime.network import check_ray_answers, free_port
 from codec_dist.config import ClusterSection
+from codec_dist.utils import environment
+
+# Ray sets it when it starts.
+RAY_SETS = ("RAY_AUTH_MODE",)
 
 # Ray puts Unix sockets 67 characters below its folder, and their paths may have 107.
 LONGEST_TEMPORARY_FOLDER = 40
@@ -66,7 +70,7 @@ def ray_session(cluster: ClusterSection, *, num_cpus: int | None = None, dashboa
 @contextmanager
 def _joined(address: str) -> Iterator[Session]:
     check_ray_answers(address)
-    with _environment({"RAY_USAGE_STATS_ENABLED": "0"}), _signal_handler_kept():
+    with environment({"RAY_USAGE_STATS_ENABLED": "0"}, RAY_SETS), _signal_handler_kept():
         try:
             context = ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -85,7 +89,7 @@ def _joined(address: str) -> Iterator[Session]:
 def _started(num_cpus: int | None, dashboard: bool) -> Iterator[Session]:
     folder = _temporary_folder()
     try:
-        with _environment(_local_environment()), _confined(), _signal_handler_kept():
+        with environment(_local_environment(), RAY_SETS), _confined(), _signal_handler_kept():
             try:
                 yield _session(_start(num_cpus, dashboard, folder))
             finally:
@@ -185,21 +189,6 @@ def _temporary_folder() -> Path:
 
 
 @contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    # Ray itself sets RAY_AUTH_MODE when it starts.
-    before = {name: os.environ.get(name) for name in [*values, "RAY_AUTH_MODE"]}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
 def _confined() -> Iterator[None]:
     """Let what ``ray.init`` starts bind to 127.0.0.1, and to ports that no other Ray of this machine has.
 
@@ -212,7 +201,7 @@ def _confined() -> Iterator[None]:
 
     any_port = functools.partial(parameter.RayParams, dashboard_agent_listen_port=0)
     with (
-        _environment({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}),
+        environment({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}, RAY_SETS),
         _replaced(ray_constants, "ENABLE_RAY_CLUSTER", False),
         _replaced(parameter, "RayParams", any_port),
     ):

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from codec_dist.interventions.errors import InterventionError
 from codec_dist.interventions.trials import AREAS, CURVES, TRIALS, areas, curves
-from codec_dist.utils import write_bytes_atomically
+from codec_dist.utils import read_tables, write_bytes_atomically
 
 SCHEMAS = {"trials": TRIALS, "curves": CURVES, "auc": AREAS}
 
@@ -50,13 +50,5 @@ def read_results(directory: Path) -> InterventionResults:
     Raises:
         InterventionError: a file is missing or is not such a table.
     """
-    tables = {}
-    for name, schema in SCHEMAS.items():
-        path = Path(directory) / f"{name}.parquet"
-        try:
-            tables[name] = pq.read_table(path)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise InterventionError(f"cannot read {path} ({error}): run the stage `intervene` first") from error
-        if tables[name].schema != schema:
-            raise InterventionError(f"{path} has the columns {tables[name].schema.names}, not {schema.names}")
+    tables = read_tables(directory, SCHEMAS, InterventionError, "intervene")
     return InterventionResults(**tables)

@@ -15,6 +15,7 @@ import torch
 import zarr
 from torch import Tensor
 
+from codec_dist import utils
 from codec_dist.modes.correlations import Correlations
 from codec_dist.modes.errors import ModesError
 from codec_dist.modes.layer_modes import CHANNEL, MODE, LayerModes
@@ -105,16 +106,7 @@ def read_tables(directory: Path) -> dict[str, pa.Table]:
     Raises:
         ModesError: a file is missing or is not such a table.
     """
-    tables = {}
-    for name, schema in SUMMARY_SCHEMAS.items():
-        path = Path(directory) / f"{name}.parquet"
-        try:
-            tables[name] = pq.read_table(path)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise ModesError(f"cannot read {path} ({error}): run the stage `summarize` first") from error
-        if tables[name].schema != schema:
-            raise ModesError(f"{path} has the columns {tables[name].schema.names}, not {schema.names}")
-    return tables
+    return utils.read_tables(directory, SUMMARY_SCHEMAS, ModesError, "summarize")
 
 
 def write_statistics(directory: Path, results: Mapping[tuple[str, str], LayerStatisticsResult]) -> None:

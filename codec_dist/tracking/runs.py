@@ -17,6 +17,7 @@ from codec_dist.config import TrackingSection
 from codec_dist.tracking.errors import TrackingError
 from codec_dist.tracking.journal import finite, read_metrics
 from codec_dist.tracking.offline import wait_until_complete
+from codec_dist.utils import environment
 
 SECONDS_TO_FLUSH = 20.0
 MOST_REFERENCES = 1000
@@ -42,7 +43,7 @@ class WandbRun:
         except OSError as error:
             raise TrackingError(f"cannot write to {directory / 'wandb'}: {error.strerror or error}") from error
         try:
-            self._cleanup.enter_context(_environment(directory, self._offline))
+            self._cleanup.enter_context(environment(_wandb_environment(directory, self._offline)))
             self._run = self._start(section, stage, group, config)
         except BaseException:
             self._cleanup.close()
@@ -178,9 +179,8 @@ class WandbRun:
         return artifact
 
 
-@contextmanager
-def _environment(directory: Path, offline: bool) -> Iterator[None]:
-    """What only the environment can tell W&B, restored afterwards."""
+def _wandb_environment(directory: Path, offline: bool) -> dict[str, str]:
+    """What only the environment can tell W&B."""
     values = {"WANDB_SILENT": "true", "WANDB_DISABLE_GIT": "true", "WANDB_DISABLE_CODE": "true"}
     if offline:
         folder = directory.resolve() / "wandb"
@@ -191,16 +191,7 @@ def _environment(directory: Path, offline: bool) -> Iterator[None]:
             "WANDB_DATA_DIR": str(folder / "data"),
             "WANDB_CACHE_DIR": str(folder / "cache"),
         }
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    return values
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """The little that every room shares: errors, hashes, atomic files, names, registries, progress, seeds.
 
-Standard library only (tqdm is imported when a bar is drawn), so that the numerical rooms stay light.
+Standard library only (tqdm and Arrow are imported where they are used), so that the numerical rooms stay light.
 """
 
+from codec_dist.utils.environment import environment
 from codec_dist.utils.errors import CodecError
 from codec_dist.utils.files import read_json, write_bytes_atomically, write_json_atomically
 from codec_dist.utils.hashing import hash_file, hash_json
@@ -10,17 +11,20 @@ from codec_dist.utils.names import escape_name, nearest_names, suggestion, unesc
 from codec_dist.utils.progress import Progress
 from codec_dist.utils.registry import Registry
 from codec_dist.utils.seeds import derive_seed
+from codec_dist.utils.tables import read_tables
 
 __all__ = [
     "CodecError",
     "Progress",
     "Registry",
     "derive_seed",
+    "environment",
     "escape_name",
     "hash_file",
     "hash_json",
     "nearest_names",
     "read_json",
+    "read_tables",
     "suggestion",
     "unescape_name",
     "write_bytes_atomically",
