@@ -43,6 +43,7 @@ class BatchTopKAutoencoder(TopKAutoencoder):
     architecture = "batchtopk"
     option_type = BatchTopKOptions
     chosen: BatchTopKOptions
+    same_in_every_row = False
     # Σ rows · smallest survivor, and Σ rows, of processes that saw one: their ratio is the batch's.
     extra_statistics = 2
     threshold_sums: Float[Tensor, "*members two"]

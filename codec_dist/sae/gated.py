@@ -16,7 +16,7 @@ from codec_dist.sae.members import mean_square
 class GatedOptions(LinearOptions):
     """Options of ``gated``."""
 
-    l1: int | float = 0.05
+    l1: int | float = 0.2
     """Weight λ of the L1 norm of the rectified gates."""
 
     def __post_init__(self) -> None:

@@ -117,14 +117,23 @@ class LinearAutoencoder(TrainedAutoencoder):
         return mean_square(errors), errors
 
     def _preactivations(self, rows: Float[Tensor, "*members batch channels"]) -> Float[Tensor, "*members batch modes"]:
+        offset, centred = self._centred(rows)
+        return affine(offset, centred, self.encoder)
+
+    def _centred(
+        self, rows: Float[Tensor, "*members batch channels"]
+    ) -> tuple[Float[Tensor, "*members modes"], Float[Tensor, "*members batch channels"]]:
+        """Encoder bias and centred rows, c and x − b, where b has its gradient through c.
+
+        As an input of the matrix product (x − b) Eᵀ, b would cost a gradient to every row of the batch, as
+        much as another forward pass.
+        """
         if self.decoder_bias is None:
-            return affine(self.encoder_bias, rows, self.encoder)
-        # (x − b) Eᵀ, with the gradient to b taken by a product with a vector: as an input of the matrix product,
-        # b would cost a gradient to every row of the batch, as much as another forward pass.
+            return self.encoder_bias, rows
         bias = self.mode_group.copy(self.decoder_bias)
         fixed = bias.detach()
         offset = self.encoder_bias - (self.encoder.detach() @ (bias - fixed).unsqueeze(-1)).squeeze(-1)
-        return affine(offset, rows - fixed.unsqueeze(-2), self.encoder)
+        return offset, rows - fixed.unsqueeze(-2)
 
     def _magnitudes(self, loadings: Float[Tensor, "*members batch modes"]) -> Float[Tensor, "*members"]:
         """Σ_m z_m ‖D_m‖ / √channels, averaged over rows: the L1 norm that no rescaling of modes can change.

@@ -14,7 +14,7 @@ from codec_dist.sae.linear import LinearAutoencoder, LinearOptions
 class ReluOptions(LinearOptions):
     """Options of ``relu``."""
 
-    l1: int | float = 0.05
+    l1: int | float = 0.1
     """Weight λ of the L1 norm of the loadings."""
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ PAPER_HIDDEN = 2048
 LOGIT_SPREAD = 2.0
 # A resampled mode's logit lies this far above the threshold's for its row, and this far below for the mean row.
 RESTART_ABOVE, RESTART_BELOW = 1.0, 3.0
+RESTART_GAIN = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +180,7 @@ class StsaeAutoencoder(TrainedAutoencoder):
         rise = RESTART_ABOVE + RESTART_BELOW - low * along
         weights = mean * (low / mean.square().sum(-1)).unsqueeze(-1)
         weights = weights + special * (rise / special.square().sum(-1).clamp_min(1e-12)).unsqueeze(-1)
-        rows = residuals.relu() if self.nonnegative else residuals
+        rows = RESTART_GAIN * (residuals.relu() if self.nonnegative else residuals)
         self.codes.weight.copy_(torch.where(dead[..., None], weights, self.codes.weight))
         self.decoder.copy_(torch.where(dead[..., None], rows, self.decoder))
 

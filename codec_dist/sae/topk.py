@@ -2,15 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from codec_dist.sae.autoencoder import ARCHITECTURES
+from codec_dist.sae.autoencoder import ARCHITECTURES, Loss
 from codec_dist.sae.linear import LinearAutoencoder, LinearOptions
+from codec_dist.sae.members import mean_square
 from codec_dist.sae.selection import strongest
+from codec_dist.sae.sparse import combine, count_fired, rectified_strongest
+
+# Sparse products pay where at most one in so many loadings is not 0.
+SPARSE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,8 @@ class TopKAutoencoder(LinearAutoencoder):
     option_type = TopKOptions
     chosen: TopKOptions
     member_options = (*LinearAutoencoder.member_options, "k")
+    # Whether the same number of loadings survives in every row, so that sparse products can be used.
+    same_in_every_row: ClassVar[bool] = True
     k_of_member: Int[Tensor, "members"] | None
 
     def __init__(self, channels: int, **options: Any) -> None:
@@ -50,6 +57,25 @@ class TopKAutoencoder(LinearAutoencoder):
         self.k = max(values)
         if len(set(values)) > 1:
             self.k_of_member = torch.tensor(values, device=self.decoder.device)
+
+    def loss(self, rows: Float[Tensor, "*members batch channels"], batch_rows: int | None = None) -> Loss:
+        if not self._sparse_pays():
+            return super().loss(rows, batch_rows)
+        rows = self.scaled(rows)
+        values, modes = rectified_strongest(*self._centred(rows), self.encoder, self.k)
+        with torch.no_grad():
+            self.statistics[..., :-1] = count_fired(values, modes, self.modes)
+            self.statistics[..., -1] = rows.shape[-2]
+        approximation = combine(values, modes, self.decoder)
+        if self.decoder_bias is not None:
+            approximation = approximation + self.decoder_bias.unsqueeze(-2)
+        return Loss.weighted({"reconstruction": (1.0, mean_square(rows - approximation))})
+
+    def _sparse_pays(self) -> bool:
+        if not self.same_in_every_row or self.decoder.device.type != "cpu" or self.mode_group.size > 1:
+            return False
+        # AuxK's candidates are too many for it.
+        return self.k_of_member is None and (self.auxk == 0 or not self.dead.any()) and SPARSE * self.k <= self.modes
 
     def _activate(
         self, preactivations: Float[Tensor, "*members batch modes"], batch_rows: int

@@ -5,7 +5,14 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from codec_dist.sae import SaeError, TopKAutoencoder, build, geometric_median
+from codec_dist.sae import (
+    LinearAutoencoder,
+    SaeError,
+    StackedAutoencoder,
+    TopKAutoencoder,
+    build,
+    geometric_median,
+)
 
 
 def make(dead: int = 0, **options: object) -> tuple[TopKAutoencoder, torch.Tensor]:
@@ -173,3 +180,34 @@ def test_recovers_a_known_sparse_dictionary() -> None:
 def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(SaeError, match=message):
         build("topk", options, channels=8)
+
+
+@pytest.mark.parametrize("members", [0, 3])
+@pytest.mark.parametrize("bias", ["zero", "none"])
+def test_sparse_products_equal_dense_ones(bias: str, members: int) -> None:
+    saes = [build("topk", {"modes": 40, "k": 3, "decoder_bias": bias}, 5, seed=s).double() for s in range(members or 1)]
+    rows = torch.rand(members or 1, 9, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sae = StackedAutoencoder(saes).template if members else saes[0]
+    rows = rows if members else rows[0]
+    assert isinstance(sae, TopKAutoencoder)
+    assert sae._sparse_pays()
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.add_(0.1 * torch.rand_like(parameter))
+    found, expected = sae.loss(rows).total, None
+    statistics = sae.statistics.clone()
+    expected = LinearAutoencoder.loss(sae, rows).total
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    assert torch.equal(statistics, sae.statistics)
+    gradients = [torch.autograd.grad(loss.sum(), list(sae.parameters())) for loss in (found, expected)]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-11, atol=1e-13)
+
+
+def test_sparse_products_are_for_few_loadings_and_living_modes() -> None:
+    sae = build("topk", {"modes": 40, "k": 3}, channels=5)
+    assert isinstance(sae, TopKAutoencoder)
+    assert sae._sparse_pays()
+    sae.samples_since_fired[0] = 10_000
+    assert not sae._sparse_pays(), "AuxK needs dense ones"
+    assert not build("topk", {"modes": 40, "k": 6}, channels=5)._sparse_pays()
+    assert not build("batchtopk", {"modes": 40, "k": 3}, channels=5)._sparse_pays()
