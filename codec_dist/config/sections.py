@@ -148,6 +148,15 @@ class AttributionSection(Section):
     """Use only deterministic kernels on CUDA (CPUs always do)."""
 
 
+class StoreSection(Section):
+    """How the contribution store is written; its digest and its identity do not depend on it."""
+
+    compression: Literal["none", "lz4", "zstd"] = "none"
+    """Compression of the arrays; a store that exists keeps its own."""
+    sharding: Count | None = None
+    """Rows of a chunk, with all chunks of a shard's block in one file; default: a file for each chunk."""
+
+
 class ClusterSection(Section):
     """Where the work runs.
 
@@ -284,6 +293,7 @@ class Config(Section):
     data: DataSection
     model: ModelSection
     attribution: AttributionSection = AttributionSection()
+    store: StoreSection = StoreSection()
     cluster: ClusterSection = ClusterSection()
     sae: SaeSection = SaeSection()
     modes: ModesSection = ModesSection()

@@ -130,6 +130,8 @@ def open_store(plan: Plan, shards: Sequence[ShardInfo], settings: Mapping[str, A
         shards=[(shard.name, shard.samples) for shard in shards],
         dtype=plan.config.attribution.dtype,
         settings=settings,
+        compression=plan.config.store.compression,
+        sharding=plan.config.store.sharding,
     )
     return ContributionStore(plan.store).settings
 

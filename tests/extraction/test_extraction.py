@@ -108,10 +108,11 @@ def test_store_holds_what_the_engine_computes(reference: ContributionStore, make
         np.testing.assert_allclose(rows[f"completeness.{layer}"], result.completeness.numpy(), atol=1e-6)
 
 
-def test_number_of_actors_does_not_change_the_digest(
+def test_neither_actors_nor_order_nor_form_of_the_store_change_the_digest(
     ray_cluster: Session, make_config: MakeConfig, reference: ContributionStore
 ) -> None:
-    config = make_config(cluster={"actors": 2}, data={"decode_threads": 2})
+    form = {"compression": "lz4", "sharding": 7}
+    config = make_config(cluster={"actors": 2}, data={"decode_threads": 2}, store=form)
     plan, shards = make_plan(config)
     assert settle(plan, shards) == (plan, "cpu")
     serials: set[int] = set()
@@ -124,10 +125,12 @@ def test_number_of_actors_does_not_change_the_digest(
             ray.get([actor.starting for actor in coordinator._actors if actor.starting is not None])
 
     coordinator = Coordinator(plan, shards, Waits(0.0, shards, {}, None), "cpu")
-    assert coordinator.run(range(6)) == []
+    assert coordinator.run([5, 1, 3, 0, 4, 2]) == []
     assert serials == {0, 1}
     finish_store(plan.store)
     assert _digest(config) == reference.digest()
+    assert list(plan.store.rglob("c.5.0"))
+    assert not list(plan.store.rglob("c.6.0"))
 
 
 def test_killed_actor_leaves_store_identical(
