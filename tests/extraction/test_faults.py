@@ -1,0 +1,316 @@
+"""Whatever is killed, hangs or fills up on a cluster of several nodes: the store gets the digest of a quiet run.
+
+One cluster of three raylets (a head without CPUs, two nodes of one each) serves all tests. It lives in a process of
+its own, as does every driver: the session of the other tests, and the cluster, do not meet.
+"""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from codec_dist.config import Config, save_config
+from codec_dist.store import ContributionStore, Ledger, verify_store
+
+MakeConfig = Callable[..., Config]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+# A cluster that adds and kills nodes when told to.
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+local = {"node_ip_address": "127.0.0.1"}
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **local})
+nodes = [cluster.add_node(num_cpus=1, **local) for _ in range(2)]
+print(cluster.address, flush=True)
+for line in sys.stdin:
+    if line.strip() == "add":
+        nodes.append(cluster.add_node(num_cpus=1, **local))
+    else:
+        cluster.remove_node(nodes.pop(), allow_graceful=False)
+    print("done", flush=True)
+cluster.shutdown()
+"""
+
+# Extracts, and tells of every shard that has ended; after some of them it waits for a line.
+DRIVER = """
+import sys
+from codec_dist.config import load_config
+from codec_dist.extraction import extract
+from codec_dist.tracking import Tracker
+from codec_dist.utils import CodecError
+
+class Tells(Tracker):
+    def log(self, metrics, *, step=None, axis="step"):
+        super().log(metrics, step=step, axis=axis)
+        print("shard", flush=True)
+        if step == int(sys.argv[2]):
+            sys.stdin.readline()
+
+config = load_config(sys.argv[1])
+with Tells(config.run.directory, config.tracking, stage="extract", group="test", config={}) as tracker:
+    try:
+        summary = extract(config, tracker)
+        print("summary", summary.shards_done, summary.failed, summary.retries, summary.actors_lost, flush=True)
+    except CodecError as error:
+        print("error", error, flush=True)
+"""
+
+
+@dataclass
+class FaultyCluster:
+    """A Ray cluster in another process."""
+
+    process: subprocess.Popen[str]
+    address: str
+    environment: dict[str, str]
+
+    def order(self, word: str) -> None:
+        """``add`` or ``kill`` a node."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(word, file=self.process.stdin, flush=True)
+        assert self.process.stdout.readline() == "done\n"
+
+    def actors(self) -> set[int]:
+        """Processes of extraction actors on its nodes."""
+        return _actors_below(self.process.pid)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[FaultyCluster]:
+    """Three raylets on this machine, closed to the outside."""
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    environment = os.environ | {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TMPDIR": folder,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_enable_worker_prestart": "0",
+        # Ray then takes 127.0.0.1 for what it is.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # A node that was killed is known to be dead in seconds.
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_failure_threshold": "5",
+    }
+    command = [sys.executable, "-c", CLUSTER]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, **pipes, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        address = process.stdout.readline().strip()
+        assert address.startswith("127.0.0.1:")
+        yield FaultyCluster(process, address, environment)
+        process.stdin.close()
+        process.wait(60)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def make(cluster: FaultyCluster, make_config_in: MakeConfig) -> MakeConfig:
+    """Configs of runs on the cluster, whose shards take a second or more each."""
+
+    def config(directory: Path, **sections: dict) -> Config:
+        method = {"name": "integrated_gradients", "options": {"steps": 60}}
+        own = {"layers": ["blocks.3", "blocks.5"], "method": method, "microbatch": 8}
+        section = {"address": cluster.address} | sections.pop("cluster", {})
+        return make_config_in(directory, attribution=own, cluster=section, **sections)
+
+    return config
+
+
+class Driver:
+    """A run in a process of its own."""
+
+    def __init__(self, config: Config, environment: dict[str, str], waits_after: int) -> None:
+        directory = Path(config.run.directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        save_config(config, directory / "config.yaml")
+        command = [sys.executable, "-c", DRIVER, str(directory / "config.yaml"), str(waits_after)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def wait_for_shards(self, count: int) -> None:
+        """Until so many shards have ended."""
+        assert self.process.stdout is not None
+        for _ in range(count):
+            assert self.process.stdout.readline() == "shard\n"
+
+    def go_on(self) -> None:
+        """End the wait after a shard."""
+        assert self.process.stdin is not None
+        print(file=self.process.stdin, flush=True)
+
+    def end(self) -> list[str]:
+        """The words of its last line."""
+        output, _ = self.process.communicate(timeout=400)
+        return output.splitlines()[-1].split()
+
+
+@contextmanager
+def _run(config: Config, cluster: FaultyCluster, waits_after: int = -1) -> Iterator[Driver]:
+    driver = Driver(config, cluster.environment, waits_after)
+    try:
+        yield driver
+    finally:
+        driver.process.kill()
+        driver.process.communicate()
+
+
+def _finish(config: Config, cluster: FaultyCluster) -> list[str]:
+    with _run(config, cluster) as driver:
+        return driver.end()
+
+
+def _actors_below(root: int) -> set[int]:
+    names: dict[int, str] = {}
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            names[int(folder.name)] = (folder / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue  # ended meanwhile
+    found = {root}
+    while new := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= new
+    return {pid for pid in found if names.get(pid, "").startswith("ray::ShardWorker")}
+
+
+def _digest(config: Config) -> str:
+    store = Path(config.run.directory) / "store"
+    assert verify_store(store).ok
+    assert ContributionStore(store).complete
+    return ContributionStore(store).digest()
+
+
+@pytest.fixture(scope="module")
+def quiet(make: MakeConfig, cluster: FaultyCluster, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digest of an undisturbed run with one actor."""
+    config = make(tmp_path_factory.mktemp("quiet"), cluster={"actors": 1})
+    assert _finish(config, cluster) == ["summary", "6", "0", "0", "0"]
+    return _digest(config)
+
+
+def _kill(pids: Sequence[int] | set[int]) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_actor_killed_in_mid_shard(cluster: FaultyCluster, make: MakeConfig, quiet: str, tmp_path: Path) -> None:
+    config = make(tmp_path)
+    with _run(config, cluster) as driver:
+        driver.wait_for_shards(1)
+        killed = cluster.actors()
+        assert killed
+        _kill(killed)
+        outcome = driver.end()
+    assert outcome[:3] == ["summary", "6", "0"]
+    assert int(outcome[4]) >= 1
+    assert _digest(config) == quiet
+
+
+def test_node_killed_and_another_joins(cluster: FaultyCluster, make: MakeConfig, quiet: str, tmp_path: Path) -> None:
+    config = make(tmp_path)
+    with _run(config, cluster, waits_after=1) as driver:
+        driver.wait_for_shards(1)
+        cluster.order("kill")
+        driver.go_on()
+        cluster.order("add")
+        outcome = driver.end()
+    assert outcome[:3] == ["summary", "6", "0"]
+    assert _digest(config) == quiet
+
+
+def test_driver_killed_and_started_again(cluster: FaultyCluster, make: MakeConfig, quiet: str, tmp_path: Path) -> None:
+    config = make(tmp_path)
+    with _run(config, cluster, waits_after=2) as driver:
+        driver.wait_for_shards(2)
+        driver.process.kill()
+    done = int(_finish(config, cluster)[1])
+    # At most the shards in flight (two for each of two actors) were lost with it.
+    assert 0 <= done <= 4
+    assert _digest(config) == quiet
+
+
+def test_actor_that_hangs_is_replaced(cluster: FaultyCluster, make: MakeConfig, quiet: str, tmp_path: Path) -> None:
+    config = make(tmp_path, cluster={"actors": 1, "shard_timeout_seconds": 40})
+    with _run(config, cluster, waits_after=1) as driver:
+        driver.wait_for_shards(1)
+        (hung,) = cluster.actors()
+        os.kill(hung, signal.SIGSTOP)
+        driver.go_on()
+        outcome = driver.end()
+    assert outcome[:3] == ["summary", "6", "0"]
+    assert int(outcome[3]) >= 1
+    assert hung not in cluster.actors()
+    assert _digest(config) == quiet
+
+
+def test_actor_out_of_memory_is_replaced(cluster: FaultyCluster, make: MakeConfig, quiet: str, tmp_path: Path) -> None:
+    # Where not even a thread can begin, Python waits for it for ever: then the shard is overdue.
+    config = make(tmp_path, cluster={"actors": 1, "shard_timeout_seconds": 40})
+    with _run(config, cluster) as driver:
+        driver.wait_for_shards(1)
+        (starved,) = cluster.actors()
+        # Not a page more than it has now.
+        pages = int(Path(f"/proc/{starved}/statm").read_text().split()[0])
+        resource.prlimit(starved, resource.RLIMIT_AS, (pages * resource.getpagesize(),) * 2)
+        outcome = driver.end()
+    assert outcome[:3] == ["summary", "6", "0"]
+    assert int(outcome[4]) >= 1
+    assert _digest(config) == quiet
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of its own of 100 MB."""
+    folder = tmp_path / "run" / "store"
+    folder.mkdir(parents=True)
+    mounting = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m", "none", str(folder)], capture_output=True)
+    if mounting.returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def _fill(path: Path) -> None:
+    """A file that takes all the space there is."""
+    with path.open("wb", buffering=0) as file:
+        with suppress(OSError):
+            while True:
+                file.write(bytes(2**12))
+        assert not os.statvfs(path.parent).f_bavail
+
+
+def test_full_disk_stops_the_run_until_there_is_space(
+    cluster: FaultyCluster, make: MakeConfig, quiet: str, small_disk: Path
+) -> None:
+    config = make(small_disk.parent)
+    filler = small_disk.parent / "store" / "somebody-elses"
+    with _run(config, cluster, waits_after=1) as driver:
+        driver.wait_for_shards(1)
+        _fill(filler)
+        driver.go_on()
+        outcome = " ".join(driver.end())
+    assert outcome.startswith("error cannot write shard digits-00000")
+    assert "No space left" in outcome
+    assert "run the same command again" in outcome
+    assert not {number for number, marker in Ledger(small_disk).done().items() if not marker.rows}
+    filler.unlink()
+    # What was being written when the disk was full may be left in parts.
+    (small_disk / "samples" / ".000005.parquet.torn.partial").write_bytes(b"torn")
+    assert _finish(config, cluster)[0] == "summary"
+    assert not list(small_disk.rglob("*.partial"))
+    assert _digest(config) == quiet
