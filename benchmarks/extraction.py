@@ -145,9 +145,12 @@ def bare(config: Config, rank: int, ranks: int, ready: Barrier) -> float:
 def reading(config: Config, rank: int, ranks: int, ready: Barrier) -> float:
     """Seconds in which a process reads, decodes and prepares its share."""
     preprocessing = load_model(config.model, seed=config.run.seed).preprocessing
+    # The first image makes Pillow load its decoders.
+    next(_batches(config, rank, ranks, preprocessing)[0])
+    shards = _batches(config, rank, ranks, preprocessing)
     ready.wait()
     started = time.monotonic()
-    for shard in _batches(config, rank, ranks, preprocessing):
+    for shard in shards:
         for _ in shard:
             pass
     return time.monotonic() - started

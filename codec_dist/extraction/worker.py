@@ -119,6 +119,8 @@ class ShardWorker:
             config, self._model, steps=self._plan.steps, statistics=statistics
         )
         self._writer = BlockWriter(self._plan.store)
+        # The first array that pyarrow makes imports pandas, which takes seconds: not while a block waits to be written.
+        pa.array([""], pa.string())
 
     def _extract(self, task: ShardTask) -> Receipt:
         data, dropped = self._plan.config.data, list[Dropped]()
