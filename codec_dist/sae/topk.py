@@ -74,6 +74,8 @@ class TopKAutoencoder(LinearAutoencoder):
     def _sparse_pays(self) -> bool:
         if not self.same_in_every_row or self.decoder.device.type != "cpu" or self.mode_group.size > 1:
             return False
+        if torch.is_autocast_enabled("cpu"):
+            return False
         # AuxK's candidates are too many for it.
         return self.k_of_member is None and (self.auxk == 0 or not self.dead.any()) and SPARSE * self.k <= self.modes
 
