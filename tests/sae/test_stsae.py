@@ -97,3 +97,30 @@ def test_widths_follow_the_options() -> None:
 def test_wrong_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(SaeError, match="stsae"):
         build("stsae", options, channels=8)
+
+
+def test_auxk_lets_the_strongest_codes_of_dead_modes_explain_the_residual() -> None:
+    sae, rows = make(auxk=2, auxk_coefficient=0.7, dead_window=10), np.random.default_rng(0).exponential(size=(6, 4))
+    dead = [0, 3, 5]
+    sae.samples_since_fired[dead] = 10
+    _, reconstruction, loss = reference(sae, rows)
+    everything = sae.threshold
+    sae.threshold = 0.0
+    codes = reference(sae, rows)[0]
+    sae.threshold = everything
+    rest = (rows - reconstruction) / 3.0
+    for row, own in zip(rest, codes, strict=True):
+        for mode in sorted(dead, key=lambda mode, own=own: -own[mode])[:2]:
+            row -= own[mode] * sae.decoder[mode].detach().numpy()
+    found = sae.loss(torch.from_numpy(rows))
+    np.testing.assert_allclose(found.parts["auxiliary"], (rest**2).mean(), rtol=1e-12)
+    np.testing.assert_allclose(found.total.item(), loss + 0.7 * (rest**2).mean(), rtol=1e-12)
+    found.total.backward()
+    assert sae.codes.weight.grad[dead].abs().sum(1).gt(0).all(), "codes below the threshold get a gradient"
+
+
+def test_negative_rows_are_flipped_for_a_nonnegative_dictionary() -> None:
+    sae, rows = build("stsae", OPTIONS | {"nonnegative": True}, channels=4), -torch.rand(20, 4)
+    sae.calibrate(rows, 0.3)
+    assert (sae.scaled(rows) >= 0).all()
+    assert (sae.dictionary <= 0).all()
