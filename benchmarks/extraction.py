@@ -55,8 +55,8 @@ CASES: dict[str, dict[str, Any]] = {
         "count": 400, "floor": "bare",
     },
     "minimal": {
-        "model": {"spec": "module:benchmarks.nets:minimal"},
-        "size": 64, "channels": 3, "attribution": GRADIENT | {"layers": ["second"], "microbatch": 64},
+        "model": {"spec": "module:benchmarks.nets:minimal", "options": {"stride": 4}},
+        "size": 64, "channels": 3, "attribution": GRADIENT | {"layers": ["second"], "microbatch": 256},
         "count": 10_000, "floor": "reading",
     },
 }  # fmt: skip
