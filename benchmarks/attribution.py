@@ -42,6 +42,7 @@ def main() -> None:
     """Measure, print."""
     arguments = _arguments()
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     contenders, attributor, model, images = _contenders(arguments)
     if arguments.only:
         print(json.dumps(_peak_of(contenders[arguments.only], arguments.device)))
@@ -189,6 +190,8 @@ def _peak_of(run: Callable[[], object], device: str) -> dict[str, int]:
     cuda = torch.device(device).type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats()
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # forget the peak so far
     held = _resident()
     run()
     _wait(device)

@@ -85,6 +85,10 @@ class BatchTotals:
                 values = self.contributions.totals[0][key.site].values()
                 chosen = reduction.arrange(values)[:, list(channels[str(key)])]
                 found[str(key)] = chosen.unflatten(2, reduction.positions(values))
+        for layer, values in found.items():
+            if not values.isfinite().all():
+                samples = (~values.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()
+                raise NotFiniteError(f"sample {samples[0]} of the batch: maps of layer {layer} are not finite", samples)
         return found
 
     def _of_target(self, number: int) -> AttributionResult:
@@ -151,7 +155,7 @@ def check_finite(evaluation: Evaluation, images: Images, result: AttributionResu
             quantities = layer.quantities().values()
             finite[name, each.target] = torch.stack([values.isfinite().all(dim=1) for values in quantities]).all(dim=0)
     all_finite = torch.stack(list(finite.values())).all(dim=0)
-    if all_finite.all():  # the only wait for the device in a batch
+    if all_finite.all():  # waits for the device, once for all layers and samples
         return
     faulty = (~all_finite).nonzero().flatten().tolist()
     samples = [first + index for index in faulty]

@@ -45,23 +45,27 @@ class DataStatistics:
 
     @classmethod
     def measure(cls, model: nn.Module, batches: Iterable[Tensor]) -> "DataStatistics":
-        """Of a data set that comes as batches of normalised images.
+        """Of a data set that comes as batches of normalised images; those whose outputs are not finite are left out.
 
         Raises:
-            AttributionError: there is no batch, or the output is not [batch, outputs].
+            AttributionError: there is no usable image, or the output is not [batch, outputs].
         """
         found: DataStatistics | None = None
         with torch.no_grad(), borrowed(model):
             for images in batches:
                 parameter = next(model.parameters(), images)
                 images = images.to(parameter.device, parameter.dtype)
-                part = cls.of(images, checked_output(model(images), len(images)))
+                outputs = checked_output(model(images), len(images))
+                usable = images.flatten(1).isfinite().all(dim=1) & outputs.isfinite().all(dim=1)
+                if not usable.any():
+                    continue
+                part = cls.of(images[usable], outputs[usable])
                 if found is None:
                     found = part
                 else:
                     found.merge(part)
         if found is None:
-            raise AttributionError("statistics of a data set need at least one batch of images")
+            raise AttributionError("statistics of a data set need at least one image whose output is finite")
         return found
 
     def merge(self, other: "DataStatistics") -> None:
@@ -106,6 +110,8 @@ def ridged_inverse(covariance: Float[Tensor, "outputs outputs"]) -> Float[Tensor
         AttributionError: the outputs do not vary at all.
     """
     covariance = covariance.double()
+    if not covariance.isfinite().all():
+        raise AttributionError("target surprisal: the covariance of the outputs is not finite")
     ridge = RIDGE * covariance.diagonal().mean()
     if not ridge > 0:
         raise AttributionError("target surprisal: the outputs do not vary over the data set")

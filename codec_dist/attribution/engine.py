@@ -1,8 +1,9 @@
 """The engine: from a batch of images to contributions per channel of the chosen layers."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -13,9 +14,16 @@ from codec_dist.attribution.capture import Capture
 from codec_dist.attribution.cuts import find_cuts
 from codec_dist.attribution.errors import AttributionError, require_whole
 from codec_dist.attribution.evaluation import Evaluation
-from codec_dist.attribution.folding import FoldPair, find_foldable, prepared
+from codec_dist.attribution.folding import FoldPair, find_foldable, prepared, unwatched
 from codec_dist.attribution.fused import can_fuse
-from codec_dist.attribution.memory import FILL_BYTES, affordable, check_budget, is_out_of_memory, measure_image
+from codec_dist.attribution.memory import (
+    FILL_BYTES,
+    Footprint,
+    affordable,
+    check_budget,
+    is_out_of_memory,
+    measure_image,
+)
 from codec_dist.attribution.methods import IntegratedGradients, Method
 from codec_dist.attribution.reductions import make_reduction
 from codec_dist.attribution.results import AttributionResult, concatenate
@@ -25,6 +33,8 @@ from codec_dist.models.layers import resolve_layers
 
 Images = Float[Tensor, "batch ..."]
 Labels = Int[Tensor, "labels"]
+
+Finished = TypeVar("Finished")
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -95,6 +105,7 @@ class Attributor:
         self._memory, self._halve = memory, halve
         # Images times points that pass together where no microbatch is given.
         self._fill = 1
+        self._footprint = Footprint(0, 0)
         self._fold, self._channels_last, self._autocast = fold_batchnorm, channels_last, autocast
         reductions = {key: make_reduction(model, key) for key in self.keys}
         self._settings = LayerSettings(reductions, activations, gradients)
@@ -163,13 +174,13 @@ class Attributor:
             AttributionError: as :meth:`probe`, or a target that cannot be had from this output.
         """
         self._settle(images, labels)
-        with self._ready(images, labels) as (evaluation, images, labels):
-            parts = []
-            for first, totals in self._batches(evaluation, images, labels):
-                result = totals.result()
-                check_finite(evaluation, totals.images, result, first)
-                parts.append(result)
-        return concatenate(parts)
+
+        def reduce(evaluation: Evaluation, totals: BatchTotals, first: int) -> AttributionResult:
+            result = totals.result()
+            check_finite(evaluation, totals.images, result, first)
+            return result
+
+        return concatenate(self._batches(images, labels, reduce))
 
     def maps(
         self, images: Images, channels: Mapping[str, Sequence[int]], labels: Labels | None = None
@@ -196,8 +207,7 @@ class Attributor:
                 raise AttributionError(
                     f"maps of channels {list(chosen)} of layer {layer}: it has {self._channels[layer]}, from 0"
                 )
-        with self._ready(images, labels) as (evaluation, images, labels):
-            parts = [totals.maps(channels) for _, totals in self._batches(evaluation, images, labels)]
+        parts = self._batches(images, labels, lambda evaluation, totals, first: totals.maps(channels))
         return {layer: torch.cat([part[layer] for part in parts]) for layer in channels}
 
     def _settle(self, images: Images, labels: Labels | None) -> None:
@@ -216,37 +226,40 @@ class Attributor:
         with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
             images = self._prepared(images)
             capture = stack.enter_context(self._capture)
+            self._size(images.device)
             narrow = AUTOCAST[self._autocast] if self._autocast else None
             channels_last = self._channels_last and images.ndim == 4 and images.dtype != torch.float64
-            stack.enter_context(prepared(self.model, self._pairs, channels_last, narrow))
+            stack.enter_context(prepared(self.model, unwatched(capture, self._pairs), channels_last, narrow))
             if channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
             evaluation = Evaluation(capture, self.targets, narrow, self.microbatch, self._fill)
             yield evaluation, images, None if labels is None else labels.to(images.device)
 
     def _batches(
-        self, evaluation: Evaluation, images: Images, labels: Labels | None
-    ) -> Iterator[tuple[int, BatchTotals]]:
-        """Contributions of one microbatch after another, each with the place of its first image."""
-        first = 0
-        while first < len(images):
-            size = min(evaluation.largest or len(images), len(images) - first)
-            place = slice(first, first + size)
-            some = None if labels is None else labels[place]
-            totals: BatchTotals | None = None
-            try:
-                totals = explain(self.method, self._settings, evaluation, images[place], some)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._lower(evaluation, size, error)
-            # What was tried in vain is free only now that the error is gone.
-            if totals is None:
-                if images.is_cuda:
-                    torch.cuda.empty_cache()
-                continue
-            yield first, totals
-            first += size
+        self, images: Images, labels: Labels | None, finish: Callable[[Evaluation, BatchTotals, int], Finished]
+    ) -> list[Finished]:
+        """What ``finish`` makes of one microbatch after another; it also gets the place of the first image."""
+        finished: list[Finished] = []
+        with self._ready(images, labels) as (evaluation, images, labels):
+            first = 0
+            while first < len(images):
+                size = min(evaluation.largest or len(images), len(images) - first)
+                place = slice(first, first + size)
+                some = None if labels is None else labels[place]
+                totals: BatchTotals | None
+                try:
+                    totals = explain(self.method, self._settings, evaluation, images[place], some)
+                    finished.append(finish(evaluation, totals, first))
+                    first += size
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    self._lower(evaluation, size, error)
+                    if images.is_cuda:
+                        torch.cuda.empty_cache()
+                # The next microbatch needs the room of this one.
+                totals = None
+        return finished
 
     def _lower(self, evaluation: Evaluation, size: int, error: BaseException) -> None:
         """Let half as many images pass at once from now on."""
@@ -262,26 +275,32 @@ class Attributor:
         if not len(images):
             raise AttributionError("there are no images in the batch")
         parameter = next(self.model.parameters(), images)
-        images = images.detach().to(parameter.device, parameter.dtype, non_blocking=True)
+        # Towards a CPU nobody would wait for the end of the copy.
+        images = images.detach().to(parameter.device, parameter.dtype, non_blocking=parameter.is_cuda)
         # Tensors made in inference mode cannot take part in a graph.
         return images.clone() if images.is_inference() else images
 
     def _probe(self, capture: Capture, image: Images) -> None:
+        # Two images: a tensor that does not grow with the batch has no row for each.
         with torch.no_grad():
-            hidden = capture(image).hidden
-        channels = {str(key): self._settings.reduce(key, hidden[key.site], 1)[0].shape[1] for key in self.keys}
+            hidden = capture(torch.cat([image, image])).hidden
+        channels = {str(key): self._settings.reduce(key, hidden[key.site], 2)[0].shape[1] for key in self.keys}
         self._settings.cuts = find_cuts(capture, image)
         if self._fold:
             self._pairs = find_foldable(capture, image)
-        if self.microbatch is None:
-            steps = getattr(self.method, "steps", None)
-            needed = measure_image(
-                capture, image, steps + 1 if can_fuse(image.device) and isinstance(steps, int) else 0
-            )
-            self._fill = max(1, FILL_BYTES.get(image.device.type, 0) // needed)
-            if self._memory is not None:
-                self.microbatch = affordable(self._memory, image.device, needed)
+        self._footprint = measure_image(capture, image)
         self._channels = channels
+
+    def _size(self, device: torch.device) -> None:
+        """How many images, or points of a smaller batch, pass at once, where that is not given."""
+        if self.microbatch is not None:
+            return
+        steps = getattr(self.method, "steps", None)
+        points = steps + 1 if can_fuse(device) and isinstance(steps, int) else 0
+        needed = self._footprint.bytes(len(self.targets), points)
+        self._fill = max(1, FILL_BYTES.get(device.type, 0) // needed)
+        if self._memory is not None:
+            self.microbatch = affordable(self._memory, device, needed)
 
 
 def _refuse_equal_names(targets: Sequence[Target]) -> None:

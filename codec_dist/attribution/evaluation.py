@@ -142,5 +142,5 @@ class Evaluation:
                     f"layer {site} does not influence the target: no gradient reaches it; choose a layer that lies "
                     "between the input and the output"
                 )
-            gradients[site] = gradient if scale is None else gradient.float().div_(scale)
+            gradients[site] = gradient if scale is None else gradient.float() / scale
         return gradients

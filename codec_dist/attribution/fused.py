@@ -8,6 +8,7 @@ moves three to four times as many bytes.
 """
 
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from types import ModuleType
@@ -20,9 +21,17 @@ Points = Sequence[Float[Tensor, "batch channels positions"]]
 Split = tuple[Float[Tensor, "batch channels"], Float[Tensor, "batch channels"]]
 
 
+@cache
 def can_fuse(device: torch.device) -> bool:
-    """Whether the kernel runs on ``device``."""
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    """Whether the kernel runs on ``device``: tried once, on very little."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    points = [torch.ones(1, 1, 1, device=device), torch.zeros(1, 1, 1, device=device)]
+    try:
+        return float(_kernel().split_path_fused(points, points)[0]) == 0.5
+    except Exception as error:  # noqa: BLE001  no compiler, an old GPU: whatever it is, the plain way works
+        warnings.warn(f"the fused kernel does not run on {device}, plain operations do: {error}", stacklevel=2)
+        return False
 
 
 def split_path(hidden: Points, gradient: Points) -> Split:

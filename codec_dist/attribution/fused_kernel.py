@@ -1,6 +1,7 @@
 """The Triton kernel behind :func:`codec_dist.attribution.fused.split_path`."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 import triton
@@ -27,6 +28,15 @@ def split_path_fused(hidden: Points, gradient: Points) -> Split:
     # Partial sums, added afterwards in a fixed order: atomics would make results differ between runs.
     parts = torch.empty(2, pieces, batch, channels, dtype=kind, device=device)
     grid = (batch, triton.cdiv(channels, CHANNELS), pieces)
+    # Triton launches on the current device, which need not be the one of the tensors.
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        _launch(grid, hidden, gradient, parts)
+    positive, negative = parts.sum(dim=1)
+    return positive, negative
+
+
+def _launch(grid: tuple[int, ...], hidden: Sequence[Tensor], gradient: Sequence[Tensor], parts: Tensor) -> None:
+    batch, channels, positions = hidden[0].shape
     _split_path_kernel[grid](
         _table(hidden),
         _table(gradient),
@@ -40,13 +50,11 @@ def split_path_fused(hidden: Points, gradient: Points) -> Split:
         *gradient[0].stride()[1:],
         HIDDEN_TYPE=TYPES[hidden[0].dtype],
         GRADIENT_TYPE=TYPES[gradient[0].dtype],
-        SUM_TYPE=TYPES[kind],
+        SUM_TYPE=TYPES[parts.dtype],
         CHANNELS=CHANNELS,
         POSITIONS=POSITIONS,
         POSITIONS_PER_PROGRAM=POSITIONS_PER_PROGRAM,
     )
-    positive, negative = parts.sum(dim=1)
-    return positive, negative
 
 
 def _of_one_form(points: Points) -> list[Tensor]:
@@ -116,8 +124,8 @@ def _split_path_kernel(  # type: ignore[no-untyped-def]
             total += tl.where(point > 0, trapezoid, 0.0)
             upper_hidden = lower_hidden
             upper_gradient = lower_gradient
-        positive_sum += tl.sum(tl.maximum(total, 0.0), axis=0)
-        negative_sum += tl.sum(tl.minimum(total, 0.0), axis=0)
+        positive_sum += tl.sum(tl.maximum(total, 0.0, propagate_nan=tl.PropagateNan.ALL), axis=0)
+        negative_sum += tl.sum(tl.minimum(total, 0.0, propagate_nan=tl.PropagateNan.ALL), axis=0)
     place = (piece.to(tl.int64) * batch + sample) * channels + channel
     tl.store(positive + place, positive_sum, mask=channel < channels)
     tl.store(negative + place, negative_sum, mask=channel < channels)

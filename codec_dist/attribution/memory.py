@@ -1,6 +1,7 @@
 """How many images may pass through a model at once, and what to do when they were too many."""
 
 import os
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -9,8 +10,6 @@ from torch import Tensor
 from codec_dist.attribution.capture import Capture
 from codec_dist.attribution.errors import AttributionError
 
-# Beside what autograd keeps: h and g of two points and the sum of each chosen layer, or all points on a GPU.
-RUNNING_TENSORS = 5
 # What is measured leaves out the workspaces of convolutions and the fragments of the allocator.
 SPARE_FACTOR = 1.3
 
@@ -18,15 +17,15 @@ SPARE_FACTOR = 1.3
 # ResNet-18 with 16 images of 64² (35 MB) gains a quarter from 7 points at a time, with 4 of 224² (104 MB) a tenth.
 FILL_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
 
-CPU_ALLOCATION_FAILURES = ("can't allocate memory", "not enough memory", "std::bad_alloc")
+ALLOCATION_FAILURES = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED", "out of memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or the host had too little memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # The CPU's allocator has no class of its own.
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in CPU_ALLOCATION_FAILURES)
+    # The CPU's allocator and the libraries of a GPU have no class of their own.
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in ALLOCATION_FAILURES)
 
 
 def check_budget(memory: object) -> None:
@@ -46,19 +45,42 @@ def affordable(memory: int | float, device: torch.device, bytes_per_image: int) 
     Args:
         memory: bytes, or a fraction of all memory of ``device``.
         device: where the model is.
-        bytes_per_image: see :func:`measure_image`.
+        bytes_per_image: see :class:`Footprint`.
     """
     budget = memory if isinstance(memory, int) else memory * _device_memory(device)
     return max(1, int(budget / (SPARE_FACTOR * bytes_per_image)))
 
 
-def measure_image(capture: Capture, image: Float[Tensor, "one ..."], kept_points: int = 0) -> int:
-    """Bytes that one image needs: what autograd keeps of a forward pass, and the engine's tensors of each layer.
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that one image needs.
+
+    Attributes:
+        kept: what autograd keeps of a forward pass, and the image itself.
+        watched: the hidden tensors of the chosen layers.
+    """
+
+    kept: int
+    watched: int
+
+    def bytes(self, targets: int = 1, kept_points: int = 0) -> int:
+        """All that one image needs.
+
+        Args:
+            targets: number of targets; each has gradients and sums of its own.
+            kept_points: points of the path whose h and g are kept until the end, as the fused kernel needs; 0:
+                h and g of two points, and the sum.
+        """
+        tensors = kept_points * (1 + targets) if kept_points else 2 + 3 * targets
+        return self.kept + self.watched * tensors
+
+
+def measure_image(capture: Capture, image: Float[Tensor, "one ..."]) -> Footprint:
+    """What one image needs, by a forward pass.
 
     Args:
         capture: open, with the layers that are watched.
         image: one image on the model's device.
-        kept_points: points of the path whose h and g are kept until the end, as the fused kernel needs.
     """
     weights = {tensor.untyped_storage().data_ptr() for tensor in capture.model.parameters()}
     kept: dict[int, int] = {}
@@ -72,7 +94,7 @@ def measure_image(capture: Capture, image: Float[Tensor, "one ..."], kept_points
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         _, hidden = capture(image)
     watched = sum(tensor.numel() * tensor.element_size() for tensor in hidden.values())
-    return sum(kept.values()) + watched * max(RUNNING_TENSORS, 2 * kept_points) + image.numel() * image.element_size()
+    return Footprint(sum(kept.values()) + image.numel() * image.element_size(), watched)
 
 
 def _device_memory(device: torch.device) -> int:

@@ -200,8 +200,9 @@ class SmoothGradient(Method):
 
     def __post_init__(self) -> None:
         require_whole("smooth_gradient: samples", self.samples, least=1)
-        if self.sigma < 0:
-            raise AttributionError(f"smooth_gradient: sigma is {self.sigma}: it must not be below 0")
+        number = isinstance(self.sigma, int | float) and not isinstance(self.sigma, bool)
+        if not number or not 0 <= self.sigma < float("inf"):
+            raise AttributionError(f"smooth_gradient: sigma is {self.sigma!r}: it must be a number, not below 0")
 
     @property
     def name(self) -> str:

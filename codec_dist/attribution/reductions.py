@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from codec_dist.attribution.channel_order import keeps_channels_first, keeps_channels_last
+from codec_dist.attribution.channel_order import keeps_channels_first, keeps_channels_last, may_be_channels_last
 from codec_dist.attribution.errors import AttributionError
 from codec_dist.attribution.outputs import widened
 from codec_dist.models.layers import LayerKey
@@ -62,7 +62,17 @@ def make_reduction(model: nn.Module, key: LayerKey) -> Reduction:
     if name in (None, "mean", "channels_first", "channels_last"):
         last = name == "channels_last" or (name != "channels_first" and keeps_channels_last(model, key))
         first = name == "channels_first" or keeps_channels_first(model, key)
-        return Reduction(lambda values: _by_shape(key, values, first, last), name == "mean", last)
+        checked = name in ("channels_first", "channels_last") or last or first
+
+        def arrange(values: Tensor) -> Positions:
+            if not checked and values.ndim == 4 and may_be_channels_last(model, key, values.shape):
+                raise AttributionError(
+                    f"layer {key} is {list(values.shape)}, and whether its channels are the second or the last "
+                    f"dimension is not known: say so by {key.module}:channels_first or {key.module}:channels_last"
+                )
+            return _by_shape(key, values, first, last)
+
+        return Reduction(arrange, name == "mean", last)
     if name not in NAMED:
         raise AttributionError(
             f"layer {key}: unknown reduction {name!r}: "

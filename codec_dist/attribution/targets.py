@@ -29,8 +29,6 @@ class Target(ABC):
     named in a config by its import path.
     """
 
-    needs_labels: ClassVar[bool] = False
-    """Whether samples without a label cannot be explained."""
     needs_statistics: ClassVar[bool] = False
     """Whether it must be fitted to a data set first."""
 
@@ -38,6 +36,11 @@ class Target(ABC):
     @abstractmethod
     def name(self) -> str:
         """A label that is safe in paths, such as ``top_1``."""
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether samples without a label cannot be explained."""
+        return False
 
     def choose(self, output: Output, labels: Labels | None) -> Choice | None:
         """Outputs chosen for each sample from the output at the image; None: the same rule at every point."""
@@ -73,13 +76,14 @@ class FunctionTarget(Target):
         """The label, with letters, digits, dots and underscores alone."""
         return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in self._name)
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the function takes labels."""
+        return self._takes_labels
+
     def choose(self, output: Output, labels: Labels | None) -> Choice | None:
         """The labels, if the function takes them."""
-        if not self._takes_labels:
-            return None
-        if labels is None:
-            raise AttributionError(f"target {self.name}: the images come without labels, which this function takes")
-        return labels.long()[:, None]
+        return _checked_labels(self.name, output, labels) if self._takes_labels else None
 
     def value(self, output: Output, choice: Choice | None) -> Tensor:
         """What the function returns; the engine refuses what is not [batch]."""
@@ -205,7 +209,10 @@ class TrueLabel(Target):
 
     probabilities: bool = False
 
-    needs_labels: ClassVar[bool] = True
+    @property
+    def needs_labels(self) -> bool:
+        """Always."""
+        return True
 
     @property
     def name(self) -> str:
@@ -214,16 +221,7 @@ class TrueLabel(Target):
 
     def choose(self, output: Output, labels: Labels | None) -> Choice | None:
         """The labels."""
-        if labels is None:
-            raise AttributionError("target label: the images come without labels; give labels or another target")
-        outside = ((labels < 0) | (labels >= output.shape[1])).nonzero().flatten().tolist()
-        if outside:
-            label = int(labels[outside[0]])
-            cause = "has no label" if label == -1 else f"has the label {label}"
-            raise AttributionError(
-                f"target label: sample {outside[0]} of the batch {cause}, the model has {output.shape[1]} outputs"
-            )
-        return labels.long()[:, None]
+        return _checked_labels("label", output, labels)
 
     def value(self, output: Output, choice: Choice | None) -> Scalar:
         """The true class's output."""
@@ -302,6 +300,7 @@ class Surprisal(Target):
             raise AttributionError("target surprisal: give both mean and covariance, or neither")
         precision = None if self.covariance is None else ridged_inverse(self.covariance)
         object.__setattr__(self, "_precision", precision)
+        object.__setattr__(self, "_on_device", {})
 
     @property
     def name(self) -> str:
@@ -324,10 +323,31 @@ class Surprisal(Target):
 
     def value(self, output: Output, choice: Choice | None) -> Scalar:
         """The surprisal; computed in float64, for Σ may be close to singular."""
-        precision = self._precision.to(output.device)  # type: ignore[attr-defined]
-        assert self.mean is not None
-        deviation = output.double() - self.mean.to(output.device, torch.float64)
+        mean, precision = self._moments(output.device)
+        deviation = output.double() - mean
         return (0.5 * (deviation @ precision * deviation).sum(dim=1)).to(output.dtype)
+
+    def _moments(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """μ and (Σ + εI)⁻¹ on a device, sent there once."""
+        cache: dict[torch.device, tuple[Tensor, Tensor]] = self._on_device  # type: ignore[attr-defined]
+        if device not in cache:
+            assert self.mean is not None
+            cache[device] = self.mean.to(device, torch.float64), self._precision.to(device)  # type: ignore[attr-defined]
+        return cache[device]
+
+
+def _checked_labels(name: str, output: Output, labels: Labels | None) -> Choice:
+    """The labels, one column, if each is the number of an output."""
+    if labels is None:
+        raise AttributionError(f"target {name}: the images come without labels; give labels or another target")
+    outside = ((labels < 0) | (labels >= output.shape[1])).nonzero().flatten().tolist()
+    if outside:
+        label = int(labels[outside[0]])
+        cause = "has no label" if label == -1 else f"has the label {label}"
+        raise AttributionError(
+            f"target {name}: sample {outside[0]} of the batch {cause}, the model has {output.shape[1]} outputs"
+        )
+    return labels.long()[:, None]
 
 
 def _scores(output: Output, probabilities: bool) -> Output:

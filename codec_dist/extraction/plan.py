@@ -1,5 +1,6 @@
 """What is to be done, settled once by the coordinator before any actor starts."""
 
+import importlib
 import inspect
 import os
 import shutil
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 import torch
 
 from codec_dist.attribution import (
+    BASELINES,
     METHODS,
     TARGETS,
     AttributionResult,
@@ -253,10 +255,29 @@ def statistics_definition(config: Config) -> dict[str, Any]:
 
 
 def _spelled_out(registry: Registry[Any], choice: Choice) -> dict[str, Any]:
-    """A choice with the defaults of its options, so that leaving one out and giving its default are the same."""
+    """A choice with the defaults of its options, so that leaving one out and giving its default are the same.
+
+    What is named by import path brings a hash of its module's source, so that changed code is another choice.
+    """
     parameters = inspect.signature(registry.factory(choice.name)).parameters.values()
     defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
-    return {"name": choice.name, "options": _with_contents(defaults | choice.options)}
+    options = defaults | choice.options
+    if choice.name == "integrated_gradients":
+        options["baseline"] = _spelled_out(BASELINES, _as_choice(options["baseline"]))
+        if options["steps"] != "auto":
+            del options["tolerance"]
+    spelled = {"name": choice.name, "options": _with_contents(options)}
+    return spelled if ":" not in choice.name else {**spelled, "code": _code(choice.name)}
+
+
+def _as_choice(value: Any) -> Choice:
+    return Choice(name=value) if isinstance(value, str) else Choice.model_validate(value)
+
+
+def _code(name: str) -> str | None:
+    """Hash of the source of the module that an import path names; None where it has no file."""
+    file = getattr(importlib.import_module(name.partition(":")[0]), "__file__", None)
+    return hash_file(Path(file)) if file and Path(file).is_file() else None
 
 
 def _with_contents(value: Any) -> Any:

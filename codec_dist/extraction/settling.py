@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from codec_dist.attribution import DataStatistics, StepsChoice, choose_steps
+from codec_dist.attribution import DataStatistics, NotFiniteError, StepsChoice, choose_steps
 from codec_dist.cluster_runtime import cluster_device, map_fold
 from codec_dist.config import Config
 from codec_dist.extraction.batches import Batch, Dropped, make_batches
@@ -22,6 +22,7 @@ from codec_dist.extraction.plan import (
     needs_labels,
     needs_statistics,
     open_store,
+    pin_numerics,
     uses_automatic_steps,
 )
 from codec_dist.models import LoadedModel, load_model
@@ -186,11 +187,20 @@ def _settle_steps(plan: Plan, shards: Sequence[ShardInfo], settings: Any) -> tup
 
 def _choose(plan: Plan, shards: Sequence[ShardInfo]) -> StepsChoice:
     config = plan.config
+    pin_numerics(config, torch.device("cpu"))
     loaded = load_model(config.model, seed=config.run.seed)
     statistics = None if plan.statistics is None else DataStatistics.load(plan.statistics)
     attributor = build_attributor(config, loaded, statistics=statistics)
     batch = _probe_batch(plan, shards, loaded, needs_labels(attributor))
-    return choose_steps(attributor, batch.images, batch.labels)
+    while True:
+        try:
+            return choose_steps(attributor, batch.images, batch.labels)
+        except NotFiniteError as error:
+            # Such samples are dropped by the extraction, too.
+            kept = [place for place in range(len(batch)) if place not in set(error.samples)]
+            if not kept:
+                raise
+            batch = batch.select(kept)
 
 
 def _probe_batch(plan: Plan, shards: Sequence[ShardInfo], loaded: LoadedModel, labelled: bool) -> Batch:
@@ -205,7 +215,9 @@ def _probe_batch(plan: Plan, shards: Sequence[ShardInfo], loaded: LoadedModel, l
         )
         for shard in shards
     )
-    batches = make_batches(
-        islice(samples, 2 * PROBE_IMAGES), loaded.preprocessing, PROBE_IMAGES, dropped.append, labelled
-    )
-    return next(iter(batches))
+    batches = make_batches(samples, loaded.preprocessing, PROBE_IMAGES, dropped.append, labelled)
+    batch = next(batches, None)
+    if batch is None:
+        reason = f": {dropped[0].key}: {dropped[0].reason}" if dropped else ""
+        raise ExtractionError(f"no image of {plan.location} can be used to choose the number of steps{reason}")
+    return batch

@@ -118,7 +118,7 @@ def test_statistics_of_a_model_fit_targets_and_baselines_and_survive_a_file(
 def test_statistics_that_are_not_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(AttributionError, match="does not hold the statistics"):
         DataStatistics.load(tmp_path / "none.safetensors")
-    with pytest.raises(AttributionError, match="at least one batch"):
+    with pytest.raises(AttributionError, match="at least one image"):
         DataStatistics.measure(nn.Identity(), [])
     with pytest.raises(AttributionError, match="do not vary"):
         Surprisal(torch.zeros(3), torch.zeros(3, 3))

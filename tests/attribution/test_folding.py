@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torchvision.models import mobilenet_v3_small
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from codec_dist.attribution import Attributor, Capture, IntegratedGradients
+from codec_dist.attribution import Attributor, Capture, IntegratedGradients, edited
 from codec_dist.attribution.folding import find_foldable, prepared
-from codec_dist.models import resolve_layers
+from codec_dist.models import LayerKey, resolve_layers
 
 Pair = tuple[nn.Module, Tensor]
 
@@ -132,6 +132,57 @@ def test_weights_that_change_between_calls_are_those_explained(resnet: Pair) -> 
     fresh = Attributor(copy.deepcopy(model), ["blocks"], IntegratedGradients(2), fold_batchnorm=False)(images)
     for layer, found in attributor(images).items():
         torch.testing.assert_close(found.positive, fresh[layer].positive, rtol=1e-8, atol=1e-11)
+
+
+def test_an_edit_between_a_folded_pair_sees_what_it_would_see_without(resnet: Pair) -> None:
+    model, images = resnet
+    model, images = model.double().eval(), images.double()
+    attributor = Attributor(model, ["blocks"], IntegratedGradients(2))
+    attributor(images)
+    edits = {LayerKey("layer2.0.conv1"): lambda hidden: hidden * (hidden > 0.1)}
+    with edited(model, edits):
+        plain = Attributor(model, ["blocks"], IntegratedGradients(2), fold_batchnorm=False)(images)
+        for layer, found in attributor(images).items():
+            torch.testing.assert_close(found.positive, plain[layer].positive, rtol=1e-8, atol=1e-11)
+
+
+class ByKeyword(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(input=self.norm(input=self.conv(input=images)).mean((2, 3)))
+
+
+def test_layers_called_by_keyword_are_left_alone() -> None:
+    model, images = ByKeyword().eval(), torch.randn(2, 3, 8, 8)
+    assert foldable(model, images, ["conv"]) == {}
+    assert Attributor(model, ["conv"])(images)["conv"].positive.shape == (2, 4)
+
+
+class Scale(nn.Module):
+    def forward(self, values: Tensor) -> Tensor:
+        return values.float() * 0.5
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat, self.linear, self.scale, self.out = nn.Flatten(), nn.Linear(12, 12), Scale(), nn.Identity()
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        flat = self.flat(images)
+        return self.head(self.out(flat + self.scale(self.linear(flat))))
+
+
+def test_a_gradient_that_autograd_hands_to_two_layers_is_unscaled_once() -> None:
+    model, images = Residual(), torch.randn(2, 3, 2, 2)
+    wide = Attributor(model, ["scale", "out"], IntegratedGradients(2))(images)
+    narrow = Attributor(model, ["scale", "out"], IntegratedGradients(2), autocast="float16")(images)
+    for layer in wide:
+        torch.testing.assert_close(narrow[layer].net, wide[layer].net, rtol=0.02, atol=0.01)
 
 
 def test_an_error_amid_the_faster_form_leaves_the_model_as_it_was(resnet: Pair) -> None:

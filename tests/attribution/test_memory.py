@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from codec_dist.attribution import AttributionError, Attributor, Capture, IntegratedGradients
+from codec_dist.attribution import AttributionError, Attributor, Capture, IntegratedGradients, Rank, TopK
 from codec_dist.attribution.memory import measure_image
 from codec_dist.models import resolve_layers
 
@@ -17,10 +18,10 @@ Pair = tuple[nn.Module, Tensor]
 def test_a_budget_in_bytes_decides_the_microbatch(cnn: Pair) -> None:
     model, images = cnn
     with torch.enable_grad(), Capture(model, resolve_layers(model, ["blocks"])) as capture:
-        one = measure_image(capture, images[:1])
-        assert measure_image(capture, images) > 2.5 * one  # three images
+        one = measure_image(capture, images[:1]).bytes()
+        assert measure_image(capture, images).bytes() > 2.5 * one  # three images
     attributor = Attributor(model, ["blocks"], memory=14 * one)
-    attributor.probe(images)
+    attributor(images)
     assert 8 <= attributor.microbatch <= 12
     tight = Attributor(model, ["blocks"], memory=1)
     expected = Attributor(model, ["blocks"])(images)
@@ -29,10 +30,36 @@ def test_a_budget_in_bytes_decides_the_microbatch(cnn: Pair) -> None:
     assert tight.microbatch == 1
 
 
+def test_more_targets_leave_room_for_fewer_images(cnn: Pair) -> None:
+    model, images = cnn
+    sizes = []
+    for targets in ([TopK(1)], [TopK(1), Rank(2), Rank(3), Rank(4)]):
+        attributor = Attributor(model, ["blocks"], target=targets, memory=20_000_000)
+        attributor(images)
+        sizes.append(attributor.microbatch)
+    assert sizes[1] < 0.8 * sizes[0]
+
+
+def test_a_microbatch_is_gone_before_the_next_is_computed(cnn: Pair) -> None:
+    model, images = cnn
+    alive: list[int] = []
+    held: list[weakref.ref] = []
+
+    class Watched(IntegratedGradients):
+        def contributions(self, images, at_images, evaluation):
+            alive.append(sum(reference() is not None for reference in held))
+            found = super().contributions(images, at_images, evaluation)
+            held.extend(weakref.ref(total) for each in found.totals for total in each.values())
+            return found
+
+    Attributor(model, ["blocks"], Watched(2), microbatch=1)(images)
+    assert alive == [0, 0, 0]
+
+
 def test_what_an_image_needs_grows_with_its_area(cnn: Pair) -> None:
     model, _ = cnn
     with torch.enable_grad(), Capture(model, resolve_layers(model, ["blocks"])) as capture:
-        small, large = (measure_image(capture, torch.randn(1, 3, size, size)) for size in (16, 32))
+        small, large = (measure_image(capture, torch.randn(1, 3, size, size)).bytes() for size in (16, 32))
     assert 3.5 < large / small < 4.1
 
 

@@ -80,6 +80,8 @@ CASES = (
     (torch.bfloat16, (3, 40, 7), "last of one sample"),
     (torch.float16, (2, 33, 49), "mixed"),
     (torch.float64, (1, 1, 1), "channels first"),
+    (torch.float32, (2, 5, 40), "not finite"),
+    (torch.float16, (2, 5, 40), "wide gradients"),
 )
 for kind, shape, layout in CASES:
     hidden = [torch.randn(shape).to(kind) for _ in range(4)]
@@ -88,12 +90,16 @@ for kind, shape, layout in CASES:
         hidden = [each.transpose(1, 2).contiguous().transpose(1, 2) for each in hidden]
     if layout == "last of one sample":
         hidden[-1], gradient[-1] = hidden[-1][:1].expand(shape), gradient[-1][:1].expand(shape)
+    if layout == "wide gradients":
+        gradient = [each.float() for each in gradient]
+    if layout == "not finite":
+        hidden[1][0, 1, 3], gradient[2][1, 4, 2] = float("nan"), float("inf")
     if layout == "mixed":
         hidden[1] = hidden[1].transpose(1, 2).contiguous().transpose(1, 2)
     for fused, plain in zip(split_path_fused(hidden, gradient), split_path_reference(hidden, gradient)):
         assert fused.dtype == plain.dtype == torch.promote_types(kind, torch.float32)
-        torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-4)
-        assert fused.abs().sum() > 0 or shape == (1, 1, 1)
+        torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-4, equal_nan=True)
+        assert layout == "not finite" or fused.abs().sum() > 0 or shape == (1, 1, 1)
 print("equal")
 """
 

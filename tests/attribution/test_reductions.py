@@ -68,7 +68,7 @@ def test_heads_sum_tokens_and_head_dimensions(vit: tuple[nn.Module, Tensor]) -> 
 @pytest.mark.parametrize(
     ("layer", "cause"),
     [
-        ("blocks.0:tokens", r"layer blocks\.0:tokens is \[1, 8, 16, 16\]: tokens needs \[batch, tokens, channels\]"),
+        ("blocks.0:tokens", r"layer blocks\.0:tokens is \[2, 8, 16, 16\]: tokens needs \[batch, tokens, channels\]"),
         ("blocks.0:median", "unknown reduction 'median': .*mean"),
         ("blocks.0:heads", "`heads` needs the input of an attention's output projection"),
         ("head:channels_last", "channels_last needs four dimensions"),
@@ -86,3 +86,47 @@ def test_a_transformer_without_class_token_says_so() -> None:
     )
     with pytest.raises(AttributionError, match="VisionTransformer has no class token"):
         Attributor(model, ["blocks:class_token"])
+
+
+class Mixer(nn.Module):
+    """Keeps channels last, and is of no known class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(6), nn.Linear(6, 6)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.linear(self.norm(values))
+
+
+class MixerNetwork(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mixer, self.head = nn.Conv2d(3, 6, 3), Mixer(), nn.Linear(6, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.mixer(self.stem(images).permute(0, 2, 3, 1)).mean((1, 2)))
+
+
+def test_where_the_channels_are_is_asked_for_if_it_cannot_be_known() -> None:
+    model, images = MixerNetwork(), torch.randn(2, 3, 10, 10)
+    with pytest.raises(AttributionError, match="say so by mixer:channels_first or mixer:channels_last"):
+        Attributor(model, ["mixer"])(images)
+    assert Attributor(model, ["mixer:channels_last"])(images)["mixer:channels_last"].positive.shape == (2, 6)
+
+
+class Queries(nn.Module):
+    """Has a layer whose tensor does not grow with the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.pool, self.head = nn.Embedding(4, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        queries = self.pool(self.queries.weight[None])
+        return self.head((queries * images.flatten(1)[:, None]).sum(1))
+
+
+def test_a_layer_without_a_row_for_each_image_is_refused() -> None:
+    with pytest.raises(AttributionError, match=r"layer pool is .* for 2 images: its first dimension must be the batch"):
+        Attributor(Queries(), ["pool"])(torch.randn(3, 3, 2, 2))

@@ -10,6 +10,7 @@ from codec_dist.attribution import (
     AttributionError,
     Attributor,
     IntegratedGradients,
+    NotFiniteError,
     Rank,
     TopK,
     choose_steps,
@@ -93,6 +94,14 @@ def test_maps_add_up_to_the_reduced_contributions(cnn: Pair, vit: Pair) -> None:
             torch.testing.assert_close(total, result[layer].positive[:, [5, 0]])
         shape = maps[layers[0]].shape
         assert shape == ((3, 2, 16, 16) if layers[0] == "blocks.0" else (3, 2, 17))
+
+
+def test_maps_that_are_not_finite_are_refused(cnn: Pair) -> None:
+    model, images = cnn
+    images[1, 0, 0, 0] = torch.nan
+    with pytest.raises(NotFiniteError, match=r"maps of layer blocks\.0 are not finite") as caught:
+        Attributor(model, ["blocks.0"]).maps(images, {"blocks.0": [0]})
+    assert caught.value.samples == (1,)
 
 
 def test_maps_of_what_there_is_not_are_refused(cnn: Pair) -> None:

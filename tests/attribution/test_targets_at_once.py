@@ -106,8 +106,12 @@ def test_a_target_by_import_path_takes_its_options_and_labels(cnn: Pair, users_m
     torch.testing.assert_close(result.target_value, (output[:, 0] - output[:, 3]).detach())
     expected = nn.functional.cross_entropy(output, labels, reduction="none")
     torch.testing.assert_close(result.others[loss.name].target_value, expected.detach())
+    assert loss.needs_labels
+    assert not margin.needs_labels
     with pytest.raises(AttributionError, match="come without labels"):
         Attributor(model, ["blocks"], IntegratedGradients(2), loss)(images)
+    with pytest.raises(AttributionError, match="sample 1 of the batch has no label"):
+        Attributor(model, ["blocks"], IntegratedGradients(2), loss)(images, torch.tensor([1, -1, 5]))
 
 
 def test_a_method_by_import_path(cnn: Pair, users_module: str) -> None:
