@@ -86,7 +86,7 @@ class SparseAutoencoder(nn.Module):
         assert self.chosen.modes is not None
         self.channels, self.modes = channels, self.chosen.modes
         self.options = self.chosen.plain()
-        self.scale: float | Tensor = 1.0
+        self.scale = 1.0  # of a stack whose members differ: a tensor, see take_members
         self.sign: Sign | None = None
         self.noise: torch.Generator | list[torch.Generator] | None = None
         self.row_group: Group = ALONE
