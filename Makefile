@@ -40,6 +40,7 @@ format: $(INSTALLED)  ## Rewrite the code as the formatter likes it
 
 bench: $(INSTALLED)  ## Measurements against a floor taken in the same run
 	$(BIN)/python -m benchmarks.attribution
+	$(BIN)/python -m benchmarks.store
 
 clean:  ## Remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
