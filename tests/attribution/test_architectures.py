@@ -348,8 +348,12 @@ def _check(family: str, method_name: str, target: Target, slow_target: SlowTarge
             assert (found.negative <= 0).all()
 
 
+# One method per family in every run, all of them in the slow one.
 PAIRS = [
-    (family, method, TARGETS[(place + 3 * number) % len(TARGETS)])
+    pytest.param(
+        *(family, method, TARGETS[(place + 3 * number) % len(TARGETS)]),
+        marks=[] if number == place % len(METHODS) else pytest.mark.slow,
+    )
     for place, family in enumerate(FAMILIES)
     for number, method in enumerate(METHODS)
 ]
@@ -364,7 +368,13 @@ def test_every_family_and_method(family: str, method: str, target: tuple[Target,
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target[0].name)
 def test_every_target(target: tuple[Target, SlowTarget]) -> None:
-    for method in ("zeros", "both unit", "smooth"):
+    _check("resnet-18", "zeros", *target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target[0].name)
+def test_every_target_with_other_methods(target: tuple[Target, SlowTarget]) -> None:
+    for method in ("both unit", "smooth"):
         _check("resnet-18", method, *target)
 
 

@@ -132,6 +132,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 """
 
 
+@pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_number_of_steps() -> None:
     def peak(steps: int) -> int:
         command = [sys.executable, "-c", PEAK, str(steps)]

@@ -26,7 +26,7 @@ from codec_dist.store import ContributionStore
 from codec_dist.utils import derive_seed
 
 MakeConfig = Callable[..., Config]
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SURPRISAL = {
     "layers": ["blocks.5"],

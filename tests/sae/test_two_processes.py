@@ -15,6 +15,8 @@ from two_processes import CASES, MODES, ROWS, declare_dead, make, train
 
 from codec_dist.sae import ALONE, SaeError, build, shard
 
+pytestmark = pytest.mark.slow
+
 Results = list[dict[str, torch.Tensor]]
 
 
