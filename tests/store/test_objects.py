@@ -100,6 +100,7 @@ def test_a_store_in_a_bucket_is_the_same_as_one_on_disk(url, tmp_path, make_plan
         _ = remote.path
 
 
+@pytest.mark.slow
 def test_workers_of_a_loader_read_from_a_bucket(remote):
     store = write_all(remote)
     rows = RowDataset(remote.path, ["blocks.0"], ["activation-positive"], batch_size=4)
@@ -130,6 +131,7 @@ def test_verify_and_repair_work_in_a_bucket(remote):
     assert ContributionStore(remote.path).digest() == digest
 
 
+@pytest.mark.slow
 def test_a_store_whose_maker_was_killed_is_completed_by_the_next(remote):
     place = ObjectPlace(remote.path)
     for name in place.files("arrays.zarr/layers"):
@@ -172,6 +174,7 @@ def test_the_commands_take_urls(remote, capsys):
     assert f"there is no store at {run}-nowhere" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_server_that_is_busy_for_a_while_costs_time_only(server, remote, tmp_path, make_plan, monkeypatch):
     monkeypatch.setattr(objects_module, "FIRST_DELAY_SECONDS", 0.01)
     local = make_plan(tmp_path / "store")
@@ -209,6 +212,7 @@ def test_an_exclusive_creation_whose_answer_is_lost_is_still_ours(server, url, m
     assert place.read("lease.json") == b"mine"
 
 
+@pytest.mark.slow
 def test_patience_ends(server, remote, monkeypatch):
     monkeypatch.setattr(objects_module, "PATIENCE_SECONDS", 0.0)
     writer = BlockWriter(remote.path)
@@ -223,6 +227,7 @@ def test_patience_ends(server, remote, monkeypatch):
     assert Ledger(remote.path).pending() == [0, 1, 2], "nothing was done"
 
 
+@pytest.mark.slow
 def test_an_address_where_nobody_is_is_given_up_sooner(server, url, monkeypatch):
     monkeypatch.setattr(objects_module, "FIRST_PATIENCE_SECONDS", 0.0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
@@ -232,6 +237,7 @@ def test_an_address_where_nobody_is_is_given_up_sooner(server, url, monkeypatch)
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+@pytest.mark.slow
 def test_chunks_of_a_server_that_does_not_answer_are_not_called_damaged(server, remote, monkeypatch):
     store = write_all(remote)
     monkeypatch.setattr(objects_module, "PATIENCE_SECONDS", 0.0)
@@ -277,6 +283,7 @@ def test_the_lease_of_another_host_ends_by_the_servers_clock(remote):
         pass
 
 
+@pytest.mark.slow
 def test_the_lease_is_renewed_in_a_bucket(server, remote):
     with Lease(remote.path, heartbeat_seconds=0.01):
         server.requests.clear()
