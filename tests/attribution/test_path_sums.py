@@ -104,6 +104,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_the_kernel_equals_the_plain_function_in_tritons_interpreter() -> None:
     pytest.importorskip("triton")
     # The interpreter is chosen when Triton is imported, so it needs a process of its own.

@@ -12,6 +12,7 @@ from codec_dist.store import ContributionStore
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_submitted_extraction_writes_the_store_of_a_local_one(ray_cluster: Session, tmp_path: Path) -> None:
     assert ray_cluster.dashboard is not None
     samples, classes = digits()

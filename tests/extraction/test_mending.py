@@ -83,6 +83,7 @@ def finished(make_config_in: MakeConfig, ray_cluster: Session, tmp_path_factory:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_damage_of_every_kind_is_done_again_to_the_same_digest(
     ray_cluster: Session, finished: Path, make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

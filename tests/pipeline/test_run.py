@@ -202,6 +202,7 @@ def test_wandb_holds_training_history_and_the_table_of_top_modes(config: Config)
     assert "modes/top.nrows" in names, sorted(names)
 
 
+@pytest.mark.slow
 def test_unlabelled_images_run_to_the_report(tmp_path: Path, ray_cluster: object) -> None:
     samples, _ = digits()
     few = [dataclasses.replace(sample, label=None) for sample in itertools.islice(samples, 60)]
