@@ -140,9 +140,9 @@ def _any_arrangement(values: Hidden) -> Float[Tensor, "batch first rest"]:
 PathSum = RunningSum | FusedSum
 
 
-def path_sum_for(device: torch.device, fused: bool = True) -> Callable[[], PathSum]:
+def path_sum_for(device: torch.device) -> Callable[[], PathSum]:
     """The kind of sum that is fastest on ``device``."""
-    return FusedSum if fused and can_fuse(device) else RunningSum
+    return FusedSum if can_fuse(device) else RunningSum
 
 
 def add_trapezoid_(

@@ -29,9 +29,9 @@ from codec_dist.config import Choice, Config
 from codec_dist.extraction.batches import Dropped, make_batches
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.models import LoadedModel, load_model
-from codec_dist.shards import Decoded, ShardIndex, ShardInfo, limit_samples, load_index, read_shard
+from codec_dist.shards import Decoded, ShardIndex, ShardInfo, configured_index, read_shard, split_seed
 from codec_dist.store import ContributionStore, create_store
-from codec_dist.utils import Registry, derive_seed, hash_file
+from codec_dist.utils import Registry, hash_file
 
 # Beside the arrays: tables of samples, markers, files that are being written.
 SPARE_BYTES = 64 * 1024 * 1024
@@ -84,9 +84,7 @@ def make_plan(config: Config) -> tuple[Plan, tuple[ShardInfo, ...]]:
             where the target needs them.
     """
     run = Path(config.run.directory)
-    index = load_index(config.data.shards, run / "index", label_field=config.data.label_field)
-    if config.data.limit is not None:
-        index = limit_samples(index, config.data.limit)
+    index = configured_index(config)
     loaded = load_model(config.model, seed=config.run.seed)
     attributor = build_attributor(config, loaded)
     _check_labels(index, loaded.classes, needs_labels(attributor), config.data.max_bad_fraction)
@@ -251,7 +249,7 @@ def _identity(config: Config, index: ShardIndex, loaded: LoadedModel, attributor
 
 def statistics_definition(config: Config) -> dict[str, Any]:
     """What statistics of the data set depend on, beside the data and the model."""
-    return {"part": "fit", "split": config.data.split.model_dump(), "seed": derive_seed(config.run.seed, "split")}
+    return {"part": "fit", "split": config.data.split.model_dump(), "seed": split_seed(config)}
 
 
 def _spelled_out(registry: Registry[Any], choice: Choice) -> dict[str, Any]:

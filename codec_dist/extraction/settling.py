@@ -7,7 +7,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
@@ -26,8 +25,8 @@ from codec_dist.extraction.plan import (
     uses_automatic_steps,
 )
 from codec_dist.models import LoadedModel, load_model
-from codec_dist.shards import ShardInfo, load_index, make_split, read_shard
-from codec_dist.utils import Progress, derive_seed, hash_file, write_bytes_atomically
+from codec_dist.shards import ShardInfo, configured_index, configured_split, read_shard
+from codec_dist.utils import Progress, hash_file, write_bytes_atomically
 
 # Images on which the number of steps is chosen.
 PROBE_IMAGES = 32
@@ -143,14 +142,9 @@ def _settle_statistics(plan: Plan, shards: Sequence[ShardInfo], settings: Any) -
 
 def _measure(plan: Plan, shards: Sequence[ShardInfo]) -> DataStatistics:
     config = plan.config
-    index = load_index(config.data.shards, Path(config.run.directory) / "index", label_field=config.data.label_field)
-    split, seed = config.data.split, derive_seed(config.run.seed, "split")
-    wanted = {shard.name for shard in shards}
-    samples = index.samples()
-    samples = samples.filter(pc.is_in(samples["shard"], value_set=pa.array(sorted(wanted), pa.string())))
-    table = make_split(samples, split.fit, split.select, split.evaluate, seed)
+    table = configured_split(config, configured_index(config).samples())
     table = table.filter(pc.equal(table["part"], "fit"))
-    keys: dict[str, set[str]] = {name: set() for name in wanted}
+    keys: dict[str, set[str]] = {shard.name: set() for shard in shards}
     for name, key in zip(table["shard"].to_pylist(), table["key"].to_pylist(), strict=True):
         keys[name].add(key)
     frozen = {name: frozenset(members) for name, members in keys.items()}

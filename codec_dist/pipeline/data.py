@@ -12,18 +12,16 @@ from codec_dist.modes import assign_parts
 from codec_dist.pipeline.errors import PipelineError
 from codec_dist.pipeline.images import load_run_model, run_index
 from codec_dist.pipeline.stage import StageContext
-from codec_dist.shards import PARTS, make_split
+from codec_dist.shards import PARTS, configured_split
 from codec_dist.store import ContributionStore
-from codec_dist.utils import derive_seed, write_bytes_atomically
+from codec_dist.utils import write_bytes_atomically
 
 
 def prepare(context: StageContext) -> dict[str, Any]:
     """Index the shards where that was not done, and write split.parquet."""
     config = context.config
     index = run_index(config)
-    split = config.data.split
-    seed = derive_seed(config.run.seed, "split")
-    table = make_split(index.samples(), split.fit, split.select, split.evaluate, seed)
+    table = configured_split(config, index.samples())
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     write_bytes_atomically(context.run.split, buffer.getvalue())

@@ -15,7 +15,7 @@ from codec_dist.config import Config, ModelSection
 from codec_dist.models import LoadedModel, load_model
 from codec_dist.pipeline.errors import PipelineError
 from codec_dist.pipeline.run_directory import RunDirectory
-from codec_dist.shards import ShardIndex, ShardInfo, limit_samples, load_index, read_shard
+from codec_dist.shards import ShardIndex, ShardInfo, configured_index, read_shard
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,7 @@ class PreparedImage:
 
 def run_index(config: Config) -> ShardIndex:
     """The index of the run's shards, after ``data.limit``."""
-    cache = RunDirectory(config.run.directory).index_cache
-    index = load_index(config.data.shards, cache, label_field=config.data.label_field)
-    return index if config.data.limit is None else limit_samples(index, config.data.limit)
+    return configured_index(config)
 
 
 def load_run_model(config: Config) -> LoadedModel:

@@ -1,5 +1,6 @@
 """Images in WebDataset tars: packing, index, split into three parts, and checked streaming."""
 
+from codec_dist.shards.configured import configured_index, configured_split, split_seed
 from codec_dist.shards.decoding import Decoded
 from codec_dist.shards.errors import ShardError
 from codec_dist.shards.index import ShardIndex, build_index, limit_samples, load_index
@@ -27,6 +28,8 @@ __all__ = [
     "ShardIndex",
     "ShardInfo",
     "build_index",
+    "configured_index",
+    "configured_split",
     "digits",
     "image_folder",
     "is_parquet",
@@ -39,4 +42,5 @@ __all__ = [
     "read_shard",
     "shape_parts",
     "shapes",
+    "split_seed",
 ]
