@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from codec_dist.attribution import is_out_of_memory
 from codec_dist.shards import Decoded
 
 Item = TypeVar("Item")
@@ -73,7 +74,9 @@ def make_batches(
             continue
         try:
             waiting.append((sample, prepare(sample.image)))
-        except Exception as error:  # noqa: BLE001  an odd image is that image's fault, whatever it trips
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise  # on another actor the image may be as good as any
             reason = " ".join(str(error).split())
             drop(Dropped(sample.position, sample.key, f"cannot be prepared: {type(error).__name__}: {reason}"))
         if len(waiting) == size:

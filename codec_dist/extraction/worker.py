@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from codec_dist.attribution import AttributionResult, Attributor, DataStatistics, NotFiniteError
+from codec_dist.attribution import AttributionResult, Attributor, DataStatistics, NotFiniteError, is_out_of_memory
 from codec_dist.extraction.batches import Batch, Dropped, make_batches, prefetched
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.extraction.plan import Plan, build_attributor, cause_of, needs_labels, pin_numerics
@@ -93,8 +93,9 @@ class ShardWorker:
         try:
             return self._extract(task)
         except Exception as error:  # noqa: BLE001  whatever it is, the coordinator decides
-            broken, full = not isinstance(error, CodecError), isinstance(error, StoreFullError)
-            return Failure(_describe(error), broken=broken, full=full)
+            # What has run out of memory would do so with other shards, too: a new process begins with less.
+            broken = not isinstance(error, CodecError) or is_out_of_memory(error)
+            return Failure(_describe(error), broken=broken, full=isinstance(error, StoreFullError))
         finally:
             self._end_turn(task.turn)
 

@@ -46,6 +46,16 @@ def test_batches_hold_the_usable_samples_in_order_and_name_the_others(kinds: lis
     }
 
 
+def test_image_that_there_is_no_memory_for_is_not_dropped() -> None:
+    def prepare(image: Image.Image) -> torch.Tensor:
+        return torch.empty(1 << 60)  # the allocator refuses in its own words
+
+    dropped: list[Dropped] = []
+    with pytest.raises(RuntimeError, match="allocate"):
+        list(make_batches(_samples(["good"]), prepare, 1, dropped.append))
+    assert not dropped
+
+
 def test_selection_of_a_batch_keeps_everything_together() -> None:
     (batch,) = make_batches(_samples(["good"] * 5), _prepare, 5, lambda _: None)
     part = batch.select([3, 1])
