@@ -88,6 +88,10 @@ class Place(ABC):
         """Bytes of a file, None if there is none."""
 
     @abstractmethod
+    def version(self, name: str) -> str | None:
+        """A text that is another one once a file is written again, None if there is no file."""
+
+    @abstractmethod
     def files(self, folder: str = "") -> dict[str, int]:
         """Name and bytes of every file below a folder, in no order."""
 
@@ -206,6 +210,13 @@ class LocalPlace(Place):
             return os.stat(self._at(name)).st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+    def version(self, name: str) -> str | None:
+        try:
+            status = os.stat(self._at(name))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
 
     def files(self, folder: str = "") -> dict[str, int]:
         found: dict[str, int] = {}
