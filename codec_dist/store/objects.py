@@ -90,6 +90,10 @@ class ObjectPlace(Place):
     def is_local(self) -> bool:
         return False
 
+    @property
+    def patience(self) -> float:
+        return PATIENCE_SECONDS
+
     def is_folder(self) -> bool:
         return bool(self._ask(lambda: self._objects.exists(self._root)))
 

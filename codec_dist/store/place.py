@@ -47,6 +47,11 @@ class Place(ABC):
     def is_local(self) -> bool:
         """Whether this is a folder on disk."""
 
+    @property
+    @abstractmethod
+    def patience(self) -> float:
+        """Seconds for which a request is made again while the server is busy; 0 where there is none."""
+
     @abstractmethod
     def is_folder(self) -> bool:
         """Whether there is a folder here, or a file below the prefix."""
@@ -140,6 +145,10 @@ class LocalPlace(Place):
     @property
     def is_local(self) -> bool:
         return True
+
+    @property
+    def patience(self) -> float:
+        return 0.0
 
     def is_folder(self) -> bool:
         return self.path.is_dir()

@@ -303,6 +303,11 @@ def test_the_lease_of_another_host_ends_by_the_servers_clock(remote):
         pass
 
 
+def test_a_holder_outlasts_a_server_that_is_busy(remote):
+    with Lease(remote.path, patience_seconds=-1) as lease:
+        lease.check()
+
+
 @pytest.mark.slow
 def test_the_lease_is_renewed_in_a_bucket(server, remote):
     with Lease(remote.path, heartbeat_seconds=0.01):
