@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 
 from codec_dist.cli import main
-from codec_dist.cluster_runtime import Session
 from codec_dist.config import Choice, Config, SaeGroup, TrackingSection, TrainingSettings, parse_config, save_config
-from codec_dist.extraction import extract
 from codec_dist.modes import FoldInputs, SummaryTask, summarize_shards
 from codec_dist.shards import digits, pack
 from codec_dist.store import ContributionStore, Ledger, verify_store
@@ -27,10 +25,11 @@ from codec_dist.training.task import TrainingTask
 pytest.importorskip("s3fs", reason="stores in buckets need s3fs (extra s3)")
 pytest.importorskip("moto.server", reason="a local S3 server needs moto, flask and flask-cors")
 
+import extraction_without_ray
 import s3_server
 import s3fs
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 SHARDS = f"s3://{s3_server.BUCKET}/shards"
 STORE = f"s3://{s3_server.BUCKET}/run/store"
@@ -70,11 +69,10 @@ def make_config(run: Path, **sections: dict[str, Any]) -> Config:
 
 
 @pytest.fixture(scope="module")
-def expected(packed: Path, ray_cluster: Session, tmp_path_factory: pytest.TempPathFactory) -> str:
+def expected(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The digest of the same extraction on disk."""
-    run = tmp_path_factory.mktemp("local")
-    extract(make_config(run, data={"shards": str(packed)}))
-    return ContributionStore(run / "store").digest()
+    config = make_config(tmp_path_factory.mktemp("local"), data={"shards": str(packed)})
+    return extraction_without_ray.extract_here(config)
 
 
 @pytest.fixture(scope="module")
