@@ -6,7 +6,6 @@ its own, as does every driver: the session of the other tests, and the cluster, 
 
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -115,19 +114,21 @@ def cluster() -> Iterator[FaultyCluster]:
     command = [sys.executable, "-c", CLUSTER]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     for left in (2, 1, 0):
-        folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-        environment["RAY_TMPDIR"] = folder
-        with subprocess.Popen(command, **pipes, text=True, env=environment) as process:
+        with (
+            tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder,
+            subprocess.Popen(
+                command, **pipes, text=True, env=(environment := environment | {"RAY_TMPDIR": folder})
+            ) as process,
+        ):
             assert process.stdout is not None
             assert process.stdin is not None
             address = process.stdout.readline().strip()
-            if address or not left:
-                assert address.startswith("127.0.0.1:")
-                yield FaultyCluster(process, address, environment)
-                process.stdin.close()
-                process.wait(60)
-        shutil.rmtree(folder, ignore_errors=True)
-        if address:
+            if not address and left:
+                continue
+            assert address.startswith("127.0.0.1:"), "Ray does not start: is the machine overloaded?"
+            yield FaultyCluster(process, address, environment)
+            process.stdin.close()
+            process.wait(60)
             return
 
 
