@@ -1,5 +1,6 @@
 """The sections of a config. The text under each field is also its help on the command line."""
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -149,8 +150,10 @@ class AttributionSection(Section):
 
 
 class StoreSection(Section):
-    """How the contribution store is written; its digest and its identity do not depend on it."""
+    """Where the contribution store is and how it is written; its digest and its identity do not depend on it."""
 
+    location: Location | None = None
+    """Folder or URL (s3://, gs://) of the store; default: `store` in the run's folder."""
     compression: Literal["none", "lz4", "zstd"] = "none"
     """Compression of the arrays; a store that exists keeps its own."""
     sharding: Count | None = None
@@ -301,3 +304,8 @@ class Config(Section):
     visualization: VisualizationSection = VisualizationSection()
     tracking: TrackingSection = TrackingSection()
     report: ReportSection = ReportSection()
+
+    @property
+    def store_location(self) -> str:
+        """Folder or URL of the run's store."""
+        return self.store.location or str(Path(self.run.directory) / "store")

@@ -66,7 +66,7 @@ def _settle_device(plan: Plan, settings: Any) -> str:
     if device == "cuda" and present != "cuda":
         raise ExtractionError(
             f"the store {plan.store} was begun on GPUs, whose numbers are not those of CPUs to the last bit, and no "
-            "node has a GPU now: add one, or choose another run.directory (or remove the store) to run on CPUs"
+            "node has a GPU now: add one, or choose another store.location (or remove the store) to run on CPUs"
         )
     if device != present:
         sys.stderr.write(f"extract: the store {plan.store} was begun on CPUs and is completed on CPUs\n")
@@ -123,7 +123,7 @@ class PartialStatistics:
 
 def _settle_statistics(plan: Plan, shards: Sequence[ShardInfo], settings: Any) -> Path:
     """The file with the statistics of the fit part; measured anew if it is not the one of the store."""
-    path = plan.store.parent / "statistics.safetensors"
+    path = Path(plan.config.run.directory) / "statistics.safetensors"
     wanted = (settings or {}).get("statistics")
     if path.exists() and wanted is not None and hash_file(path) == wanted:
         return path

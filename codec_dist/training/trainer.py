@@ -25,7 +25,7 @@ from codec_dist.training.plan import SaeJob, is_finished, plan_jobs
 from codec_dist.training.rank import train_on_rank
 from codec_dist.training.ranks import Ranks
 from codec_dist.training.task import TrainingTask
-from codec_dist.utils import CodecError, Progress, hash_json, read_json, write_json_atomically
+from codec_dist.utils import CodecError, Progress, absolute_location, hash_json, read_json, write_json_atomically
 
 FAILURE_FILE = "failure.json"
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -51,7 +51,7 @@ class TrainedSae:
 
 
 def train_saes(
-    store_path: Path,
+    store_path: str | Path,
     split_path: Path,
     groups: Sequence[SaeGroup],
     sae: SaeSection,
@@ -72,7 +72,7 @@ def train_saes(
     last resume states; on CPUs with the same number of ranks the weights are the same, bit by bit.
 
     Args:
-        store_path: the contribution store.
+        store_path: folder or URL of the contribution store.
         split_path: ``split.parquet``.
         groups: what to train.
         sae: how often to evaluate and to write resume states.
@@ -94,7 +94,7 @@ def train_saes(
             cluster without room. StoreError, SaeError: as from those rooms.
         KeyboardInterrupt: Ctrl-C, after the ranks were ended.
     """
-    store_path, split_path, directory = Path(store_path), Path(split_path), Path(directory)
+    store_path, split_path, directory = absolute_location(store_path), Path(split_path), Path(directory)
     store = ContributionStore(store_path)
     parts = read_parts(store, split_path)
     jobs = plan_jobs(store, groups, parts.split_hash, seed)
@@ -104,7 +104,7 @@ def train_saes(
     unfinished = tuple(job for job in jobs if job not in finished)
     if unfinished:
         task = TrainingTask(
-            directory.resolve(), store_path.resolve(), split_path.resolve(), unfinished, name, seed,
+            directory.resolve(), store_path, split_path.resolve(), unfinished, name, seed,
             sae.evaluations, sae.checkpoints, tracking, correlation_threshold, dtype, cluster.cpus_per_actor,
             bytes_for_rows,
         )  # fmt: skip

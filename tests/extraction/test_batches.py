@@ -65,6 +65,12 @@ def test_selection_of_a_batch_keeps_everything_together() -> None:
     assert part.images[:, 0, 0, 0].tolist() == [3, 1]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="memory can only be pinned where there is a GPU")
+def test_images_for_a_gpu_are_in_pinned_memory() -> None:
+    (batch,) = make_batches(_samples(["good"] * 5), _prepare, 5, lambda _: None, pin=True)
+    assert batch.images.is_pinned()
+
+
 def test_prefetching_runs_ahead_by_no_more_than_asked() -> None:
     made: list[int] = []
     third = threading.Event()
