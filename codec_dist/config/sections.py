@@ -88,6 +88,8 @@ class DataSection(Section):
     """A run with a larger fraction of undecodable samples fails."""
     decode_threads: Count = 1
     """Threads that decode images in each actor."""
+    prefetch: Count = 2
+    """Microbatches that wait, decoded and prepared, in each actor while another is computed."""
 
 
 class PreprocessingSettings(Section):

@@ -103,7 +103,8 @@ class ShardStatistics:
         first = next(batches, None)
         if first is None:
             return PartialStatistics(None)
-        images = (batch.images for batch in chain([first], batches))
+        # The model itself gets them, whose last bits may depend on how they lie in memory.
+        images = (batch.images.contiguous() for batch in chain([first], batches))
         return PartialStatistics(DataStatistics.measure(loaded.module, images))
 
 
