@@ -16,14 +16,14 @@ import torch.distributed as dist
 
 from codec_dist.cluster_runtime import worker_environment
 from codec_dist.config import ClusterSection, SaeGroup, SaeSection, TrackingSection
-from codec_dist.sae import build
+from codec_dist.sae import SaeError, build
 from codec_dist.store import ContributionStore
 from codec_dist.training.errors import TrainingError
-from codec_dist.training.logbook import read_progress
 from codec_dist.training.parts import read_parts
 from codec_dist.training.plan import SaeJob, is_finished, plan_jobs
 from codec_dist.training.rank import train_on_rank
 from codec_dist.training.ranks import Ranks
+from codec_dist.training.spool import read_all_progress
 from codec_dist.training.task import TrainingTask
 from codec_dist.utils import CodecError, Progress, hash_json, read_json, write_json_atomically
 
@@ -101,12 +101,11 @@ def train_saes(
     _check_options(jobs)
     folders = {job: directory / "sae" / job.folder for job in jobs}
     finished = {job for job in jobs if is_finished(folders[job])}
-    unfinished = tuple(job for job in jobs if job not in finished)
-    if unfinished:
+    if len(finished) < len(jobs):
         task = TrainingTask(
-            directory.resolve(), store_path.resolve(), split_path.resolve(), unfinished, name, seed,
+            directory.resolve(), store_path.resolve(), split_path.resolve(), tuple(jobs), name, seed,
             sae.evaluations, sae.checkpoints, tracking, correlation_threshold, dtype, cluster.cpus_per_actor,
-            bytes_for_rows,
+            sae.spread == "bundles", bytes_for_rows,
         )  # fmt: skip
         _train(task, cluster)
     trained = _collect(jobs, folders, finished)
@@ -118,7 +117,11 @@ def _check_options(jobs: Sequence[SaeJob]) -> None:
     """Build every kind of SAE once, so that a wrong option is known before workers start."""
     kinds = {(job.architecture, hash_json(job.options), job.channels): job for job in jobs}
     for job in kinds.values():
-        build(job.architecture, job.options, job.channels)
+        try:
+            with torch.device("meta"):
+                build(job.architecture, job.options, job.channels)
+        except SaeError as error:
+            raise SaeError(f"{job.layer} ({job.channels} channels): {error}") from error
 
 
 def _train(task: TrainingTask, cluster: ClusterSection) -> None:
@@ -192,7 +195,7 @@ def _count_ranks(cluster: ClusterSection) -> tuple[int, bool]:
 @contextmanager
 def _progress(task: TrainingTask) -> Iterator[None]:
     """Show what rank 0 reports, while the calling thread waits for Ray Train."""
-    total = sum(job.settings.epochs for job in task.jobs)
+    total = sum(job.epochs for job in task.jobs)
     over = threading.Event()
     with Progress("train", total, "SAE epochs") as progress:
 
@@ -200,7 +203,7 @@ def _progress(task: TrainingTask) -> Iterator[None]:
             shown, last_look = 0, False
             while not last_look:
                 last_look = over.wait(SECONDS_BETWEEN_LOOKS)
-                done = read_progress(task.scratch)
+                done = read_all_progress(task.scratch)
                 if done > shown:
                     progress.advance(done - shown)
                     shown = done

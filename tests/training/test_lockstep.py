@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from codec_dist.sae import SparseAutoencoder, build
+from codec_dist.sae import TrainedAutoencoder, build
 from codec_dist.training.lockstep import Lockstep
 from codec_dist.training.ranks import Ranks
 
@@ -14,15 +14,16 @@ OPTIONS = {
 RATES = (0.02, 0.005, 0.02)
 
 
-def make(seed: int, name: str, channels: int) -> tuple[SparseAutoencoder, torch.Tensor]:
+def make(seed: int, name: str, channels: int) -> tuple[TrainedAutoencoder, torch.Tensor]:
     sae = build(name, OPTIONS[name], channels, seed=seed).double()
+    assert isinstance(sae, TrainedAutoencoder)
     generator = torch.Generator().manual_seed(seed)
     rows = torch.rand(64, channels, generator=generator, dtype=torch.float64)
     sae.calibrate(rows, rows.std().item())
     return sae, rows
 
 
-def three() -> list[tuple[SparseAutoencoder, torch.Tensor]]:
+def three() -> list[tuple[TrainedAutoencoder, torch.Tensor]]:
     return [make(1, "topk", 5), make(2, "stsae", 7), make(3, "topk", 4)]
 
 
@@ -33,7 +34,7 @@ def batches(steps: int) -> list[torch.Tensor]:
 
 def test_lockstep_equals_separate_adam_optimizers() -> None:
     together, apart = three(), three()
-    lockstep = Lockstep([sae for sae, _ in together], 0.02, Ranks())
+    lockstep = Lockstep([sae for sae, _ in together], [0.02] * 3, Ranks())
     lockstep.set_rates([rate / 0.02 for rate in RATES])
     optimizers = [torch.optim.Adam(sae.parameters(), lr=rate) for (sae, _), rate in zip(apart, RATES, strict=True)]
     losses, auxiliary = torch.zeros(3, dtype=torch.float64), 0
@@ -52,23 +53,24 @@ def test_lockstep_equals_separate_adam_optimizers() -> None:
     for (found, _), (expected, _) in zip(together, apart, strict=True):
         torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=1e-9, atol=1e-11)
     rows_seen = sum(map(len, batches(20)))
-    assert lockstep.pop_losses() == pytest.approx((losses / rows_seen).tolist())
-    assert lockstep.pop_losses() == [0, 0, 0]
+    found_losses, rows = lockstep.pop_losses()
+    assert found_losses == pytest.approx(losses.tolist())
+    assert rows == rows_seen
+    assert lockstep.pop_losses() == ([0, 0, 0], 0)
 
 
 def test_a_restored_state_continues_bit_by_bit() -> None:
     whole, first, second = three(), three(), three()
-    straight = Lockstep([sae for sae, _ in whole], 0.01, Ranks())
+    straight = Lockstep([sae for sae, _ in whole], [0.01] * 3, Ranks())
     for batch in batches(12):
         straight.step([rows[batch] for _, rows in whole], len(batch))
-    before = Lockstep([sae for sae, _ in first], 0.01, Ranks())
+    before = Lockstep([sae for sae, _ in first], [0.01] * 3, Ranks())
     for batch in batches(12)[:5]:
         before.step([rows[batch] for _, rows in first], len(batch))
     for (source, _), (target, _) in zip(first, second, strict=True):
         target.load_state_dict(source.state_dict())
-    after = Lockstep([sae for sae, _ in second], 0.01, Ranks())
-    for number in range(3):
-        after.load_state(number, before.state(number))
+    after = Lockstep([sae for sae, _ in second], [0.01] * 3, Ranks())
+    after.load_states(before.states())
     for batch in batches(12)[5:]:
         after.step([rows[batch] for _, rows in second], len(batch))
     for (found, _), (expected, _) in zip(second, whole, strict=True):
