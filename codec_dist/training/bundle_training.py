@@ -18,10 +18,10 @@ from codec_dist.training.parts import Parts
 from codec_dist.training.plan import SaeJob
 from codec_dist.training.ranks import Ranks
 from codec_dist.training.resume import ResumeState, clear_resume_state, load_resume_state, save_resume_state
-from codec_dist.training.rows import LayerRows
+from codec_dist.training.rows import LayerRows, epoch_batches
 from codec_dist.training.schedules import Plateau, rate_factor
 from codec_dist.training.task import TrainingTask
-from codec_dist.utils import derive_seed, write_bytes_atomically, write_json_atomically
+from codec_dist.utils import write_bytes_atomically, write_json_atomically
 
 
 class BundleTraining:
@@ -102,15 +102,11 @@ class BundleTraining:
         for job, sae in zip(self._jobs, self._saes, strict=True):
             sae.seed_noise(job.derived_seed("noise", self._epoch, self._ranks.rank))
         seen = 0
-        streams = (rows.windows(self._task.seed, self._epoch) for rows in self._rows)
-        for number, windows in enumerate(zip(*streams, strict=True)):
-            seed = derive_seed(self._task.seed, "rows", self._epoch, number)
-            order = torch.randperm(len(windows[0]), generator=torch.Generator().manual_seed(seed))
-            for batch in order.to(self._ranks.device).split(self._settings.batch_size):
-                self._set_rates((self._epoch + seen / self._fit_rows) / self._settings.epochs)
-                mine = batch[self._ranks.share(len(batch))]
-                self._lockstep.step([window.index_select(0, mine) for window in windows], len(batch))
-                seen += len(batch)
+        size = self._settings.batch_size
+        for batches, rows in epoch_batches(self._rows, self._ranks, self._task.seed, self._epoch, size):
+            self._set_rates((self._epoch + seen / self._fit_rows) / self._settings.epochs)
+            self._lockstep.step(batches, rows)
+            seen += rows
 
     def _set_rates(self, progress: float) -> None:
         factor = rate_factor(self._settings.schedule, progress)
