@@ -191,6 +191,8 @@ class TrainingSettings(Section):
     """Learning rate over time; `plateau` halves it when the loss on the select part stalls (the paper's)."""
     patience: Count = 10
     """Epochs without improvement before `plateau` halves the rate."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fraction of the epochs during which the rate rises from 0."""
     early_stop: Count | None = None
     """End the training of an SAE whose loss on the select part has not improved for so many epochs; default: never."""
     gradient_clip: Positive | None = None

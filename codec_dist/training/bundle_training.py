@@ -171,12 +171,12 @@ class BundleTraining:
             seen += rows
 
     def _set_rates(self, epochs: float) -> None:
-        self._lockstep.set_rates(
-            [
-                rate_factor(member.job.settings.schedule, epochs / member.job.epochs) * member.plateau.factor
-                for member in self._members
-            ]
-        )
+        factors = []
+        for member in self._members:
+            settings = member.job.settings
+            factor = rate_factor(settings.schedule, epochs / settings.epochs, settings.warmup)
+            factors.append(factor * member.plateau.factor)
+        self._lockstep.set_rates(factors)
 
     def _resample(self, unit: Unit, before: int, samples: int) -> None:
         """Start dead modes anew where a multiple of ``resample_every`` samples was passed.
