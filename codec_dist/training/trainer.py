@@ -90,12 +90,14 @@ def train_saes(
         One entry per SAE, in the order of ``groups``.
 
     Raises:
-        TrainingError: unknown layers or quantities, an empty part, workers that died too often, or a
-            cluster without room. StoreError, SaeError: as from those rooms.
+        TrainingError: a store with missing shards, unknown layers or quantities, a grid of unknown names or no
+            members, an empty part, another SAE in a folder, workers that died too often, or a cluster without
+            room. StoreError, SaeError: as from those rooms.
         KeyboardInterrupt: Ctrl-C, after the ranks were ended.
     """
     store_path, split_path, directory = Path(store_path), Path(split_path), Path(directory)
     store = ContributionStore(store_path)
+    _check_complete(store)
     parts = read_parts(store, split_path)
     jobs = plan_jobs(store, groups, parts.split_hash, seed)
     _check_options(jobs)
@@ -111,6 +113,15 @@ def train_saes(
     trained = _collect(jobs, folders, finished)
     _write_selected(directory / "sae", trained)
     return trained
+
+
+def _check_complete(store: ContributionStore) -> None:
+    missing = [name for number, (name, _) in enumerate(store.shards) if number not in store.markers]
+    if missing:
+        raise TrainingError(
+            f"{store.location} holds {len(store.markers)} of {len(store.shards)} shards (not {missing[0]}): "
+            "run `codec-dist extract` until it is complete"
+        )
 
 
 def _check_options(jobs: Sequence[SaeJob]) -> None:
@@ -268,6 +279,7 @@ def _explain(task: TrainingTask, ranks: int, error: Exception) -> TrainingError:
 def _collect(jobs: Sequence[SaeJob], folders: dict[SaeJob, Path], finished: set[SaeJob]) -> list[TrainedSae]:
     evs: dict[SaeJob, tuple[float, float]] = {}
     for job in jobs:
+        _check_folder(job, folders[job])
         try:
             metrics = read_json(folders[job] / "metrics.json")
             select, evaluate = metrics["select"]["ev"], metrics["evaluate"]["ev"]
@@ -286,6 +298,17 @@ def _collect(jobs: Sequence[SaeJob], folders: dict[SaeJob, Path], finished: set[
         )
         for job in jobs
     ]
+
+
+def _check_folder(job: SaeJob, folder: Path) -> None:
+    """Refuse a folder that holds another SAE than its name says."""
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    found = (config.get("architecture"), config.get("channels"))
+    if found != (job.architecture, job.channels):
+        raise TrainingError(
+            f"{folder} holds an SAE of architecture {found[0]!r} and {found[1]} channels in place of "
+            f"{job.architecture!r} and {job.channels}: remove it, train again"
+        )
 
 
 def _write_selected(folder: Path, trained: Sequence[TrainedSae]) -> None:

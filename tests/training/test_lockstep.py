@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from codec_dist.sae import TrainedAutoencoder, build
+from codec_dist.sae import TrainedAutoencoder, build, forget_moments
 from codec_dist.training.lockstep import Lockstep
 from codec_dist.training.ranks import Ranks
 
@@ -75,3 +75,46 @@ def test_a_restored_state_continues_bit_by_bit() -> None:
         after.step([rows[batch] for _, rows in second], len(batch))
     for (found, _), (expected, _) in zip(second, whole, strict=True):
         assert all(torch.equal(found.state_dict()[name], value) for name, value in expected.state_dict().items())
+
+
+def test_gradients_are_clipped_sae_by_sae_and_stacks_keep_rates_and_clips_apart() -> None:
+    rates, clips = [0.02, 0.005, 0.01], [0.05, None, 0.2]
+    saes = [make(seed, "topk", 5) for seed in (1, 2, 3)]
+    apart = [make(seed, "topk", 5)[0] for seed in (1, 2, 3)]
+    lockstep = Lockstep([sae for sae, _ in saes], rates, Ranks(), stacks=[[0, 1, 2]], clips=clips)
+    optimizers = [torch.optim.Adam(sae.parameters(), lr=rate) for sae, rate in zip(apart, rates, strict=True)]
+    clipped = 0
+    for batch in batches(15):
+        lockstep.step([saes[0][1][batch]], len(batch))
+        for sae, optimizer, clip in zip(apart, optimizers, clips, strict=True):
+            optimizer.zero_grad()
+            sae.loss(saes[0][1][batch]).total.backward()
+            sae.before_step()
+            if clip is not None:
+                clipped += torch.nn.utils.clip_grad_norm_(sae.parameters(), clip).item() > clip
+            optimizer.step()
+            sae.after_step()
+    assert clipped > 5
+    for found, expected in zip(lockstep.saes(), apart, strict=True):
+        # torch's clipping divides by the norm plus 1e-6.
+        torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+def test_resampled_modes_forget_their_moments() -> None:
+    (sae, rows), (other, _) = make(1, "topk", 5), make(1, "topk", 5)
+    lockstep, optimizer = Lockstep([sae], [0.02], Ranks()), torch.optim.Adam(other.parameters(), lr=0.02)
+    for number, batch in enumerate(batches(12)):
+        lockstep.step([rows[batch]], len(batch))
+        optimizer.zero_grad()
+        other.loss(rows[batch]).total.backward()
+        other.before_step()
+        optimizer.step()
+        other.after_step()
+        if number == 7:
+            lockstep.resample(lockstep.units[0], rows, [3])
+            dead = other.resample(rows, seed=3)
+            assert dead.any()
+            for kind in ("exp_avg", "exp_avg_sq"):
+                moments = {name: optimizer.state[value][kind] for name, value in other.named_parameters()}
+                forget_moments(other, dead, moments)
+    torch.testing.assert_close(sae.state_dict(), other.state_dict(), rtol=1e-9, atol=1e-11)

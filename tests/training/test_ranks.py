@@ -51,7 +51,9 @@ STACKS = (
 )
 
 
-def start(tasks: Sequence[tuple[TrainingTask, int | None]], folder: Path, size: int = 1) -> list[subprocess.Popen[bytes]]:
+def start(
+    tasks: Sequence[tuple[TrainingTask, int | None]], folder: Path, size: int = 1
+) -> list[subprocess.Popen[bytes]]:
     path = folder / "tasks.pickle"
     path.write_bytes(pickle.dumps(tasks))
     script = Path(__file__).with_name("ranks_main.py")
@@ -125,7 +127,7 @@ def two_ranks(
         "interrupted": make("interrupted", STACKS, **often),
         "interrupted bundles": make("interrupted-bundles", STACKS, spread=True, **often),
     }
-    random = Random(time.time_ns())  # noqa: S311 -- any step will do
+    random = Random(time.time_ns())
     steps = {name: random.randint(6, 34) for name in ("divided", "interrupted", "interrupted bundles")}
     print(f"interrupted at {steps}")  # noqa: T201 -- shown where a test fails
     ranks = start([(task, steps.get(name)) for name, task in tasks.items()], folder, size=2)
@@ -205,7 +207,7 @@ def test_a_training_interrupted_twice_continues_bit_by_bit(
     make_run: Callable[..., Path], make_task: Callable[..., TrainingTask], one_rank: Tasks
 ) -> None:
     task = make_task(make_run(name="interrupted"), STACKS, checkpoints=12)
-    random = Random(time.time_ns())  # noqa: S311 -- any step will do
+    random = Random(time.time_ns())
     for step in (random.randint(5, 25), random.randint(5, 20)):
         with interrupted_at(step):
             train_on_rank(task, Ranks())
