@@ -196,13 +196,27 @@ class TrainingSettings(Section):
     """Learning rate over time; `plateau` halves it when the loss on the select part stalls (the paper's)."""
     patience: Count = 10
     """Epochs without improvement before `plateau` halves the rate."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fraction of the epochs during which the rate rises from 0."""
+    early_stop: Count | None = None
+    """End the training of an SAE whose loss on the select part has not improved for so many epochs; default: never."""
+    gradient_clip: Positive | None = None
+    """Largest norm of an SAE's gradient, beyond which it is scaled down; default: none."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Arithmetic of matrix products on CUDA (`bfloat16`: by autocast, weights stay float32); CPUs use float32."""
+    divide: bool = False
+    """Spread the dictionary over the ranks, which then all see the same rows: for dictionaries beyond one device."""
 
 
 class SaeGroup(Section):
-    """One SAE architecture, trained for each of some layers and quantities."""
+    """One SAE architecture, trained for each of some layers and quantities, and for each point of a grid."""
 
     architecture: Choice = Choice(name="topk", options={})
     """Architecture and its options."""
+    grid: dict[str, Annotated[tuple[JsonValue, ...], Field(min_length=1)]] = {}
+    """Lists of values by the name of an option, or by `training.NAME`: one SAE for each combination of them."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    """Added to the run's seed: one SAE for each."""
     layers: tuple[str, ...] = ("*",)
     """Layer keys of the store, or globs over them."""
     quantities: tuple[str, ...] = ("contribution-positive", "activation-positive")
@@ -220,6 +234,8 @@ class SaeSection(Section):
     """How many times during training the held-out metrics are computed and logged."""
     checkpoints: Count = 5
     """How many times during training a state to resume from is written."""
+    spread: Literal["rows", "bundles"] = "rows"
+    """What the ranks divide: the rows of every batch, or the layers and quantities, each trained by one rank."""
 
 
 class ModesSection(Section):

@@ -19,7 +19,7 @@ from codec_dist.pipeline.visualizing import visualize
 from codec_dist.report import build_report
 from codec_dist.sae import ARCHITECTURES
 from codec_dist.store import ContributionStore, Ledger, samples_version, store_exists, verify_store
-from codec_dist.training import train_saes
+from codec_dist.training import expand_grid, train_saes
 from codec_dist.utils import hash_file, read_json, suggestion, write_json_atomically
 
 # Wide enough for any option, and never allocated.
@@ -37,7 +37,8 @@ def check_choices(config: Config) -> None:
         TARGETS.build(target.name, target.options)
     with torch.device("meta"):
         for group in config.sae.groups:
-            ARCHITECTURES.build(group.architecture.name, group.architecture.options, channels=CHECKED_CHANNELS)
+            for point in expand_grid(group):
+                ARCHITECTURES.build(point.architecture, point.options, channels=CHECKED_CHANNELS)
 
 
 def stages_of_command(command: str) -> list[str]:

@@ -1,58 +1,79 @@
 """The training of one bundle, from its first epoch or a resume state to finished SAEs on disk."""
 
-import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
-from codec_dist.sae import SparseAutoencoder, build
-from codec_dist.training.bundles import Bundle
+from codec_dist.sae import TrainedAutoencoder, build
+from codec_dist.training.bundles import Bundle, Cohort, Key
 from codec_dist.training.errors import TrainingError
 from codec_dist.training.evaluation import Evaluation, evaluate, mean_losses
+from codec_dist.training.finishing import save_finished, sign_of
 from codec_dist.training.lockstep import Lockstep
 from codec_dist.training.logbook import Logbook
 from codec_dist.training.parts import Parts
 from codec_dist.training.plan import SaeJob
 from codec_dist.training.ranks import Ranks
-from codec_dist.training.resume import ResumeState, clear_resume_state, load_resume_state, save_resume_state
-from codec_dist.training.rows import LayerRows
+from codec_dist.training.resume import ResumeState, load_cohort, save_cohort
+from codec_dist.training.rows import LayerRows, epoch_batches
 from codec_dist.training.schedules import Plateau, rate_factor
+from codec_dist.training.spool import Spool
+from codec_dist.training.stopping import EarlyStop
 from codec_dist.training.task import TrainingTask
-from codec_dist.utils import derive_seed, write_bytes_atomically, write_json_atomically
+from codec_dist.training.units import Unit, group_alike
+
+
+@dataclass(eq=False)
+class _Member:
+    """One SAE of the bundle, and what its training remembers beside weights and moments."""
+
+    job: SaeJob
+    cohort: Cohort
+    sae: TrainedAutoencoder
+    """As it was when the members were last arranged; only ``Lockstep.saes`` has it as it is."""
+    plateau: Plateau
+    stop: EarlyStop
+    loss: float = 0.0
+    rows: int = 0
+    """Training loss summed over so many rows, since the last evaluation."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds_before: float = 0.0
 
 
 class BundleTraining:
-    """Everything that advances together, on this rank. Rank 0 alone writes files and logs."""
+    """Everything that advances together, on this rank. Rank 0 alone writes files and logs.
+
+    An SAE leaves when its epochs are over or its loss on the select part no longer falls; the others go on.
+    """
 
     def __init__(
         self,
         task: TrainingTask,
         bundle: Bundle,
-        rows: Sequence[LayerRows],
+        rows: Mapping[Key, LayerRows],
         parts: Parts,
         ranks: Ranks,
-        logbook: Logbook | None,
+        logbook: Logbook | Spool | None,
     ) -> None:
-        self._task, self._jobs, self._rows, self._parts = task, bundle.jobs, list(rows), parts
-        self._ranks, self._logbook, self._epoch = ranks, logbook, bundle.first_epoch
+        self._task, self._bundle, self._rows, self._parts = task, bundle, rows, parts
+        self._ranks, self._logbook = ranks, logbook
         self._settings = bundle.jobs[0].settings
-        self._fit_rows = rows[0].fit_rows
+        # Ranks that divide dictionaries see the same rows, so each evaluates by itself.
+        self._sharers = ranks.alone() if self._settings.divide else ranks
+        self._epoch = bundle.cohorts[0].first_epoch
+        self._fit_rows = rows[bundle.jobs[0].key].fit_rows
         self._started = time.monotonic()
-        states = [self._resume_state(job) for job in self._jobs]
-        self._saes = [
-            self._start(job, layer_rows, state) for job, layer_rows, state in zip(self._jobs, rows, states, strict=True)
+        states = {identity: state for cohort in bundle.cohorts for identity, state in self._load(cohort).items()}
+        self._members = [
+            self._start(job, cohort, states.get(job.identity)) for cohort in bundle.cohorts for job in cohort.jobs
         ]
-        self._lockstep = Lockstep(self._saes, self._settings.learning_rate, ranks)
-        for number, state in enumerate(states):
-            if state is not None:
-                self._lockstep.load_state(number, state.adam)
-        fresh = Plateau(self._settings.patience)
-        self._plateaus = [state.plateau if state else Plateau(fresh.patience) for state in states]
-        self._histories = [state.history if state else [] for state in states]
-        self._seconds_before = [state.seconds if state else 0.0 for state in states]
+        self._arrange([states[member.job.identity].adam for member in self._members] if states else None)
 
     def run(self, advance: Callable[[int], None]) -> None:
         """Train to the end and save; ``advance`` is told of every SAE epoch.
@@ -60,140 +81,234 @@ class BundleTraining:
         Raises:
             TrainingError: a loss that is not finite.
         """
-        epochs = self._settings.epochs
-        to_evaluate = spread_over(epochs, self._task.evaluations)
-        to_save = spread_over(epochs, self._task.checkpoints + 1) - {epochs}
-        while self._epoch < epochs:
-            self._train_epoch()
-            self._epoch += 1
-            if self._settings.schedule == "plateau":
-                for plateau, loss in zip(self._plateaus, self._select_losses(), strict=True):
-                    plateau.update(loss)
-            if self._epoch in to_evaluate:
-                self._evaluate()
-            if self._epoch in to_save:
+        with _tensor_floats(self._settings.precision == "tf32"):
+            while self._members:
+                self._train_epoch()
+                self._epoch += 1
+                self._watch_losses()
+                members = len(self._members)
+                leaving = [member for member in self._members if self._is_over(member)]
+                looked_at = [member for member in self._members if member in leaving or self._is_looked_at(member)]
+                found = self._evaluate(looked_at) if looked_at else {}
+                skipped = sum(member.job.epochs - self._epoch for member in leaving)
+                if leaving:
+                    self._part_with(leaving, found)
                 self._save_resume_states()
-            advance(len(self._jobs))
-        self._finish()
+                advance(members + skipped)
+        if self._ranks.rank == 0:
+            for cohort in self._bundle.cohorts:
+                cohort.state.unlink(missing_ok=True)
 
-    def _resume_state(self, job: SaeJob) -> ResumeState | None:
-        if not self._epoch:
-            return None
-        state = load_resume_state(self._task.folder(job))
-        if state is None or state.epoch != self._epoch:
+    # ---- beginning, and beginning again
+
+    def _load(self, cohort: Cohort) -> dict[str, ResumeState]:
+        if not cohort.first_epoch:
+            return {}
+        try:
+            epoch, states = load_cohort(cohort.state)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            epoch, states = -1, {}
+        if epoch != cohort.first_epoch or any(job.identity not in states for job in cohort.jobs):
             raise TrainingError(
-                f"rank {self._ranks.rank} does not find the resume state of {job.label} after epoch {self._epoch} in "
-                f"{self._task.folder(job)}: put run.directory where all nodes see it"
+                f"rank {self._ranks.rank} does not find the resume state after epoch {cohort.first_epoch} in "
+                f"{cohort.state}: put run.directory where all nodes see it"
             )
-        return state
+        return {job.identity: states[job.identity] for job in cohort.jobs}
 
-    def _start(self, job: SaeJob, rows: LayerRows, state: ResumeState | None) -> SparseAutoencoder:
+    def _start(self, job: SaeJob, cohort: Cohort, state: ResumeState | None) -> _Member:
         sae = build(job.architecture, job.options, job.channels, seed=job.derived_seed("weights"))
+        assert isinstance(sae, TrainedAutoencoder)
         sae.to(self._ranks.device, getattr(torch, self._task.dtype))
-        if state is not None:
+        sae.sign = sign_of(job.quantity)
+        sae.train()
+        if state is None:
+            calibration = self._rows[job.key].calibration()
+            sae.calibrate(calibration.rows, calibration.scale, calibration.deviations)
+            return _Member(job, cohort, sae, Plateau(job.settings.patience), EarlyStop(job.settings.early_stop))
+        try:
             sae.load_state_dict(state.model)
-            sae.scale = state.scale
-        else:
-            calibration = rows.calibration()
-            sae.calibrate(calibration.rows, calibration.scale)
-        return sae.train()
+        except RuntimeError as error:
+            raise TrainingError(
+                f"{cohort.state} holds no {job.architecture} of {job.channels} channels and {sae.modes} modes for "
+                f"{job.label}: remove it, and the SAE is trained from the start"
+            ) from error
+        sae.scale = state.scale
+        return _Member(
+            job, cohort, sae, state.plateau, state.stop, state.loss, state.rows, state.history, state.seconds
+        )
+
+    def _arrange(self, adam_states: Sequence[dict[str, torch.Tensor]] | None) -> None:
+        """Let all members advance in lockstep, and as few computations as can be."""
+        jobs = [member.job for member in self._members]
+        saes = [member.sae for member in self._members]
+        # SAEs of different length have their last resampling at different times.
+        kinds = [(member.cohort.state, member.job.epochs) for member in self._members]
+        self._lockstep = Lockstep(
+            saes,
+            [job.settings.learning_rate for job in jobs],
+            self._ranks,
+            stacks=group_alike(saes, kinds),
+            clips=[job.settings.gradient_clip for job in jobs],
+            autocast=self._settings.precision == "bfloat16",
+            divide=self._settings.divide,
+        )
+        if adam_states is not None:
+            self._lockstep.load_states(adam_states)
+        self._unit_rows = [self._rows[jobs[unit.numbers[0]].key] for unit in self._lockstep.units]
+
+    # ---- an epoch
 
     def _train_epoch(self) -> None:
-        for job, sae in zip(self._jobs, self._saes, strict=True):
-            sae.seed_noise(job.derived_seed("noise", self._epoch, self._ranks.rank))
-        seen = 0
-        streams = (rows.windows(self._task.seed, self._epoch) for rows in self._rows)
-        for number, windows in enumerate(zip(*streams, strict=True)):
-            seed = derive_seed(self._task.seed, "rows", self._epoch, number)
-            order = torch.randperm(len(windows[0]), generator=torch.Generator().manual_seed(seed))
-            for batch in order.to(self._ranks.device).split(self._settings.batch_size):
-                self._set_rates((self._epoch + seen / self._fit_rows) / self._settings.epochs)
-                mine = batch[self._ranks.share(len(batch))]
-                self._lockstep.step([window.index_select(0, mine) for window in windows], len(batch))
-                seen += len(batch)
+        seeds = [member.job.derived_seed("noise", self._epoch, self._sharers.rank) for member in self._members]
+        self._lockstep.seed_noise(seeds)
+        seen, before = 0, self._epoch * self._fit_rows
+        batches = epoch_batches(self._unit_rows, self._sharers, self._task.seed, self._epoch, self._settings.batch_size)
+        for shares, rows in batches:
+            self._set_rates(self._epoch + seen / self._fit_rows)
+            self._lockstep.step(shares, rows)
+            for unit in self._lockstep.units:
+                self._resample(unit, before + seen, before + seen + rows)
+            seen += rows
 
-    def _set_rates(self, progress: float) -> None:
-        factor = rate_factor(self._settings.schedule, progress)
-        self._lockstep.set_rates([factor * plateau.factor for plateau in self._plateaus])
+    def _set_rates(self, epochs: float) -> None:
+        factors = []
+        for member in self._members:
+            settings = member.job.settings
+            factor = rate_factor(settings.schedule, epochs / settings.epochs, settings.warmup)
+            factors.append(factor * member.plateau.factor)
+        self._lockstep.set_rates(factors)
 
-    def _select_losses(self) -> list[float]:
-        return mean_losses(self._saes, self._rows, "select", self._ranks)
+    def _resample(self, unit: Unit, before: int, samples: int) -> None:
+        """Start dead modes anew where a multiple of ``resample_every`` samples was passed.
 
-    def _evaluate(self) -> None:
-        losses = self._lockstep.pop_losses()
-        for job, sae, loss in zip(self._jobs, self._saes, losses, strict=True):
-            if not (math.isfinite(loss) and all(weights.isfinite().all() for weights in sae.parameters())):
-                raise TrainingError(
-                    f"{job.label} diverged by epoch {self._epoch} (loss {loss:g}): "
-                    f"lower its learning_rate ({self._settings.learning_rate:g})"
-                )
-        found = self._evaluations("select")
-        for number, (loss, evaluation) in enumerate(zip(losses, found, strict=True)):
-            numbers = {"loss": loss, "learning_rate": self._lockstep.rates[number], **self._numbers(evaluation)}
-            entry = {"epoch": self._epoch, "samples": self._epoch * self._fit_rows, "seconds": self._seconds(number)}
-            self._histories[number].append(entry | numbers)
-            if self._logbook:
-                self._logbook.evaluation(self._jobs[number], self._epoch, numbers, evaluation)
-        if self._logbook:
-            self._logbook.top_modes(self._epoch, dict(zip(self._jobs, found, strict=True)))
-
-    def _finish(self) -> None:
-        """Save weights, history and, last, the metrics that mark an SAE as finished."""
-        select, evaluated = self._evaluations("select"), self._evaluations("evaluate")
-        for sae in self._saes:
-            sae.eval()
-        if self._ranks.rank:
+        Not so late that less than as many samples are left: a mode that was just set anew would be worse than none.
+        """
+        every = unit.template.chosen.resample_every
+        jobs = [self._members[number].job for number in unit.numbers]
+        if every is None or samples // every == before // every or samples + every > jobs[0].epochs * self._fit_rows:
             return
-        for number, (job, sae) in enumerate(zip(self._jobs, self._saes, strict=True)):
-            folder = self._task.folder(job)
-            training = {"epochs": self._settings.epochs, "fit_rows": self._fit_rows, "seconds": self._seconds(number)}
-            sae.save(folder, details=self._details(job))
-            lines = "".join(json.dumps(entry) + "\n" for entry in self._histories[number])
-            write_bytes_atomically(folder / "history.jsonl", lines.encode())
-            metrics = {"layer": job.layer, "quantity": job.quantity, "architecture": job.architecture}
-            parts = {"select": self._summary(select[number]), "evaluate": self._summary(evaluated[number])}
-            write_json_atomically(folder / "metrics.json", metrics | parts | {"training": training})
-            clear_resume_state(folder)
+        rows = self._rows[jobs[0].key].calibration().rows
+        self._lockstep.resample(unit, rows, [job.derived_seed("resample", samples // every) for job in jobs])
+
+    def _watch_losses(self) -> None:
+        settings = [member.job.settings for member in self._members]
+        if not any(one.schedule == "plateau" or one.early_stop is not None for one in settings):
+            return
+        losses = mean_losses(self._lockstep.units, self._unit_rows, "select", self._sharers)
+        for member, loss in zip(self._members, losses, strict=True):
+            if member.job.settings.schedule == "plateau":
+                member.plateau.update(loss)
+            member.stop.update(loss)
+
+    def _is_over(self, member: _Member) -> bool:
+        return self._epoch == member.job.epochs or member.stop.due
+
+    def _is_looked_at(self, member: _Member) -> bool:
+        return self._epoch in spread_over(member.job.epochs, self._task.evaluations)
+
+    # ---- looking and saving
+
+    def _evaluate(self, members: Sequence[_Member]) -> dict[_Member, Evaluation]:
+        """Evaluate on the select part, write histories and log."""
+        self._take_losses()
+        saes = self._lockstep.saes()
+        for member, sae in zip(self._members, saes, strict=True):
+            member.sae = sae
+            self._check_finite(member)
+        found = dict(zip(members, self._evaluations(members, "select"), strict=True))
+        for member, evaluation in found.items():
+            rate = self._lockstep.rates[self._members.index(member)]
+            numbers = {"loss": member.loss / member.rows, "learning_rate": rate, **self._numbers(evaluation)}
+            member.loss, member.rows = 0.0, 0
+            entry = {"epoch": self._epoch, "samples": self._epoch * self._fit_rows, "seconds": self._seconds(member)}
+            member.history.append(entry | numbers)
+            if self._logbook:
+                self._logbook.evaluation(member.job, self._epoch, numbers, evaluation)
+        if self._logbook:
+            self._logbook.top_modes(self._epoch, {member.job: evaluation for member, evaluation in found.items()})
+        return found
+
+    def _take_losses(self) -> None:
+        losses, rows = self._lockstep.pop_losses()
+        for member, loss in zip(self._members, losses, strict=True):
+            member.loss += loss
+            member.rows += rows
+
+    def _check_finite(self, member: _Member) -> None:
+        loss = member.loss / member.rows
+        if not (math.isfinite(loss) and all(weights.isfinite().all() for weights in member.sae.parameters())):
+            raise TrainingError(
+                f"{member.job.label} diverged by epoch {self._epoch} (loss {loss:g}): "
+                f"lower its learning_rate ({member.job.settings.learning_rate:g})"
+            )
+
+    def _part_with(self, leaving: Sequence[_Member], selected: Mapping[_Member, Evaluation]) -> None:
+        """Save those that are done, and arrange the rest anew."""
+        states = self._lockstep.states()
+        evaluated = self._evaluations(leaving, "evaluate")
+        for member, evaluation in zip(leaving, evaluated, strict=True):
+            if self._ranks.rank == 0:
+                training = {"epochs": self._epoch, "fit_rows": self._fit_rows, "seconds": self._seconds(member)}
+                results = (selected[member], evaluation, member.history, training)
+                save_finished(self._task, member.job, member.sae, self._parts, *results)
+        pairs = [pair for pair in zip(self._members, states, strict=True) if pair[0] not in leaving]
+        self._members = [member for member, _ in pairs]
+        if self._members:
+            self._arrange([state for _, state in pairs])
 
     def _save_resume_states(self) -> None:
+        due = [cohort for cohort in self._bundle.cohorts if self._is_to_be_saved(cohort)]
+        if not due:
+            return
+        self._take_losses()
+        # On all ranks, which put divided dictionaries together for it.
+        saes, adam_states = self._lockstep.saes(), self._lockstep.states()
         if self._ranks.rank:
             return
-        for number, (job, sae) in enumerate(zip(self._jobs, self._saes, strict=True)):
-            state = ResumeState(
-                epoch=self._epoch,
-                scale=sae.scale,
-                model=sae.state_dict(),
-                adam=self._lockstep.state(number),
-                plateau=self._plateaus[number],
-                history=self._histories[number],
-                seconds=self._seconds(number),
-            )
-            save_resume_state(self._task.folder(job), state)
+        for cohort in due:
+            states = {
+                member.job.identity: ResumeState(
+                    scale=float(sae.scale),
+                    model=sae.state_dict(),
+                    adam=adam,
+                    plateau=member.plateau,
+                    stop=member.stop,
+                    loss=member.loss,
+                    rows=member.rows,
+                    history=member.history,
+                    seconds=self._seconds(member),
+                )
+                for member, sae, adam in zip(self._members, saes, adam_states, strict=True)
+                if member.cohort is cohort
+            }
+            save_cohort(cohort.state, self._epoch, states)
 
-    def _evaluations(self, part: str) -> list[Evaluation]:
-        return evaluate(self._saes, self._rows, part, self._parts.classes, self._ranks)
+    def _is_to_be_saved(self, cohort: Cohort) -> bool:
+        epochs = {member.job.epochs for member in self._members if member.cohort is cohort}
+        return any(self._epoch in spread_over(longest, self._task.checkpoints + 1) for longest in epochs)
 
-    def _details(self, job: SaeJob) -> dict[str, Any]:
-        return {
-            "layer": job.layer,
-            "quantity": job.quantity,
-            "seed": job.seed,
-            "digest": job.digest,
-            "training": job.settings.model_dump(mode="json"),
-            "split": self._parts.split_hash,
-            "fit_rows": self._fit_rows,
-        }
+    def _evaluations(self, members: Sequence[_Member], part: str) -> list[Evaluation]:
+        saes, rows = [member.sae for member in members], [self._rows[member.job.key] for member in members]
+        return evaluate(saes, rows, part, self._parts.classes, self._sharers)
 
     def _numbers(self, evaluation: Evaluation) -> dict[str, float]:
         return evaluation.numbers(self._task.correlation_threshold)
 
-    def _summary(self, evaluation: Evaluation) -> dict[str, Any]:
-        return evaluation.report.as_dict() | self._numbers(evaluation)
-
-    def _seconds(self, number: int) -> float:
-        return round(self._seconds_before[number] + time.monotonic() - self._started, 3)
+    def _seconds(self, member: _Member) -> float:
+        return round(member.seconds_before + time.monotonic() - self._started, 3)
 
 
 def spread_over(epochs: int, times: int) -> set[int]:
     """``times`` epochs (counted from 1), evenly spread, the last among them; all where there are fewer."""
     return {math.ceil(epochs * number / times) for number in range(1, times + 1)}
+
+
+@contextmanager
+def _tensor_floats(enabled: bool) -> Iterator[None]:
+    """Let CUDA multiply float32 matrices in TF32 for a while."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = enabled or before
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

@@ -1,53 +1,139 @@
-"""Which SAEs advance together."""
+"""Which SAEs advance together, and which rank trains what."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from codec_dist.training.plan import SaeJob
+from codec_dist.training.resume import SavedCohort, state_path
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """SAEs on the same rows that take every step together, and are resumed together."""
+
+    jobs: tuple[SaeJob, ...]
+    first_epoch: int
+    state: Path
+    """Where they are resumed from; written while they train."""
+
+    @property
+    def key(self) -> Key:
+        """Layer and quantity."""
+        return self.jobs[0].key
+
+    @property
+    def divided(self) -> bool:
+        """Whether their dictionaries are spread over the ranks."""
+        return self.jobs[0].settings.divide
+
+    @property
+    def fitted(self) -> bool:
+        """Whether they are baselines that are fitted, not trained."""
+        return self.jobs[0].fitted
+
+    @property
+    def work(self) -> int:
+        """Arithmetic of their training, in numbers that are proportional to it."""
+        return sum(job.epochs * job.channels**2 for job in self.jobs)
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """SAEs that take their steps together, from the same epoch on."""
+    """Cohorts that take their steps together, from the same epoch on and in batches of one size."""
 
-    jobs: tuple[SaeJob, ...]
-    first_epoch: int
+    cohorts: tuple[Cohort, ...]
     resident: bool
     """Whether the rows of all of them fit in memory at once."""
 
     @property
-    def keys(self) -> list[tuple[str, str]]:
+    def jobs(self) -> tuple[SaeJob, ...]:
+        """The SAEs of all cohorts."""
+        return tuple(job for cohort in self.cohorts for job in cohort.jobs)
+
+    @property
+    def keys(self) -> list[Key]:
         """The layers and quantities whose rows they need."""
-        return list(dict.fromkeys(job.key for job in self.jobs))
+        return list(dict.fromkeys(cohort.key for cohort in self.cohorts))
+
+
+def make_cohorts(
+    jobs: Sequence[SaeJob], finished: Sequence[bool], saved: Sequence[SavedCohort], directory: Path
+) -> list[Cohort]:
+    """Put together what was saved together, and of the rest what can be trained from one pass over its rows.
+
+    SAEs that are finished already but were saved together with some that are not are trained again from there,
+    so that the others' arithmetic, which a stack shares, stays the same.
+
+    Args:
+        jobs: everything that is asked for.
+        finished: whether each was trained to its end.
+        saved: states to resume from.
+        directory: the folder ``sae`` of the run.
+    """
+    left = {job.identity: job for job in jobs}
+    unfinished = {job.identity for job, done in zip(jobs, finished, strict=True) if not done}
+    cohorts: list[Cohort] = []
+    for state in saved:
+        members = [left[identity] for identity in state.identities if identity in left]
+        if any(job.identity in unfinished for job in members):
+            cohorts.append(Cohort(tuple(members), state.epoch, state.path))
+            for job in members:
+                del left[job.identity]
+    alike: dict[tuple[object, ...], list[SaeJob]] = {}
+    for job in left.values():
+        if job.identity in unfinished:
+            settings = job.settings
+            kind = (job.key, job.fitted, settings.batch_size, settings.precision, settings.divide)
+            alike.setdefault(kind, []).append(job)
+    for members in alike.values():
+        path = state_path(directory / members[0].rows_folder, [job.identity for job in members])
+        cohorts.append(Cohort(tuple(members), 0, path))
+    return cohorts
 
 
 def make_bundles(
-    jobs: Sequence[SaeJob],
-    first_epochs: Sequence[int],
-    bytes_by_key: Mapping[tuple[str, str], int],
-    bytes_for_rows: int,
+    cohorts: Sequence[Cohort], bytes_by_key: Mapping[Key, int], bytes_for_rows: int, *, join: bool = True
 ) -> list[Bundle]:
-    """Put SAEs with equal training settings and first epoch together while their rows fit in memory.
+    """Put cohorts of several layers together while their rows fit in memory.
 
-    An SAE whose rows do not fit alone is a bundle of its own, to be streamed. The weights of an SAE do
-    not depend on which others it is bundled with.
+    One whose rows do not fit alone is a bundle of its own, to be streamed. Without ``join`` each is its own
+    bundle in any case. The weights of an SAE do not depend on which cohorts are bundled with its own.
     """
-    alike: dict[str, list[tuple[SaeJob, int]]] = {}
-    for job, first_epoch in zip(jobs, first_epochs, strict=True):
-        alike.setdefault(f"{first_epoch} {job.settings.model_dump_json()}", []).append((job, first_epoch))
+    alike: dict[tuple[object, ...], list[Cohort]] = {}
+    for number, cohort in enumerate(cohorts):
+        settings = cohort.jobs[0].settings
+        kind = (cohort.first_epoch, settings.batch_size, settings.precision, settings.divide)
+        alone = () if join and not cohort.fitted else (number,)
+        alike.setdefault((*kind, *alone), []).append(cohort)
     bundles: list[Bundle] = []
     for members in alike.values():
-        first_epoch = members[0][1]
-        together: list[SaeJob] = []
-        for job, _ in members:
-            if bytes_by_key[job.key] > bytes_for_rows:
-                bundles.append(Bundle((job,), first_epoch, resident=False))
+        together: list[Cohort] = []
+        for cohort in members:
+            if bytes_by_key[cohort.key] > bytes_for_rows:
+                bundles.append(Bundle((cohort,), resident=False))
                 continue
-            keys = {one.key for one in [*together, job]}
+            keys = {one.key for one in [*together, cohort]}
             if sum(bytes_by_key[key] for key in keys) > bytes_for_rows:
-                bundles.append(Bundle(tuple(together), first_epoch, resident=True))
+                bundles.append(Bundle(tuple(together), resident=True))
                 together = []
-            together.append(job)
+            together.append(cohort)
         if together:
-            bundles.append(Bundle(tuple(together), first_epoch, resident=True))
+            bundles.append(Bundle(tuple(together), resident=True))
     return bundles
+
+
+def hand_out(cohorts: Sequence[Cohort], ranks: int) -> list[list[Cohort]]:
+    """A list of cohorts for each rank: each layer and quantity whole, those with most work first, to the freest."""
+    by_key: dict[Key, list[Cohort]] = {}
+    for cohort in cohorts:
+        by_key.setdefault(cohort.key, []).append(cohort)
+    shares: list[list[Cohort]] = [[] for _ in range(ranks)]
+    work = [0] * ranks
+    for members in sorted(by_key.values(), key=lambda members: -sum(one.work for one in members)):
+        freest = work.index(min(work))
+        shares[freest] += members
+        work[freest] += sum(one.work for one in members)
+    return shares

@@ -1,18 +1,21 @@
 """Held-out metrics and mode statistics of SAEs, computed by all ranks and merged."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from codec_dist.modes import Correlations, LoadingCorrelations
 from codec_dist.sae import ReconstructionMetrics, ReconstructionReport, SparseAutoencoder
 from codec_dist.statistics import hoyer
 from codec_dist.training.ranks import Ranks
 from codec_dist.training.rows import LayerRows
+from codec_dist.training.units import Unit
 
 TOP_MODES = 10
 
@@ -22,24 +25,31 @@ class Evaluation:
     """One SAE on one part of the split."""
 
     report: ReconstructionReport
-    correlations: Correlations | None
-    """Of loadings with classes; None without labels."""
-    hoyer: Tensor
+    labelled: bool
+    """Whether there are classes to correlate with."""
+    top_class: Int[Tensor, "modes"]
+    """The class with which each mode's loadings correlate most."""
+    top_correlation: Float[Tensor, "modes"]
+    """That correlation; NaN where a mode has none."""
+    hoyer: Float[Tensor, "modes"]
     """Hoyer sparsity of each dictionary row, NaN for a row of zeros."""
 
-    def top_correlation(self) -> Tensor:
-        """The highest correlation of each mode with a class; NaN where it has none."""
-        if self.correlations is None:
-            return torch.full_like(self.report.frequency, math.nan)
-        known = self.correlations.correlation.nan_to_num(nan=-math.inf).amax(0)
-        return known.masked_fill(known.isneginf(), math.nan)
+    @classmethod
+    def of(cls, report: ReconstructionReport, dictionary: Tensor, correlations: Correlations | None) -> "Evaluation":
+        """From the metrics, the dictionary and the correlations of loadings with classes."""
+        sparsity = hoyer(dictionary.double())
+        if correlations is None:
+            unknown = torch.full_like(report.frequency, math.nan)
+            return cls(report, False, torch.zeros(len(unknown), dtype=torch.int64), unknown, sparsity)
+        known, classes = correlations.correlation.nan_to_num(nan=-math.inf).max(0)
+        return cls(report, True, classes, known.masked_fill(known.isneginf(), math.nan), sparsity)
 
     def numbers(self, threshold: float) -> dict[str, float]:
         """Scalars to log; a mode whose top correlation exceeds ``threshold`` is class-correlated."""
-        frequency, top = self.report.frequency, self.top_correlation()
+        frequency, top = self.report.frequency, self.top_correlation
         numbers = {name: value for name, value in self.report.numbers().items() if name != "samples"}
         numbers["modes_alive"] = float((frequency > 0).sum())
-        if self.correlations is not None:
+        if self.labelled:
             numbers["modes_class_correlated"] = float((top > threshold).sum())
             numbers["median_top_correlation"] = float(top.nanmedian())
         return {name: value for name, value in numbers.items() if math.isfinite(value)}
@@ -48,7 +58,7 @@ class Evaluation:
         """Per-mode values by name, undefined ones left out."""
         alive = self.report.frequency > 0
         values = {
-            "top_correlation": self.top_correlation(),
+            "top_correlation": self.top_correlation,
             "log10_frequency": self.report.frequency[alive].log10(),
             "hoyer": self.hoyer,
         }
@@ -57,15 +67,12 @@ class Evaluation:
 
     def top_modes(self) -> list[list[Any]]:
         """Mode, class, correlation, frequency and Hoyer of the modes that correlate most with a class."""
-        if self.correlations is None:
-            return []
-        top = self.top_correlation()
+        top = self.top_correlation
         defined = top.isfinite().nonzero()[:, 0]
         order = defined[top[defined].argsort(descending=True, stable=True)][:TOP_MODES].tolist()
-        classes = self.correlations.correlation.nan_to_num(nan=-math.inf).argmax(0)
         frequency = self.report.frequency
         return [
-            [mode, int(classes[mode]), float(top[mode]), float(frequency[mode]), float(self.hoyer[mode])]
+            [mode, int(self.top_class[mode]), float(top[mode]), float(frequency[mode]), float(self.hoyer[mode])]
             for mode in order
         ]
 
@@ -74,46 +81,70 @@ class Evaluation:
 def evaluate(
     saes: Sequence[SparseAutoencoder], rows: Sequence[LayerRows], part: str, classes: int, ranks: Ranks
 ) -> list[Evaluation]:
-    """Evaluate each SAE on its rows of ``part``; the same result on every rank."""
-    mine = [_measure(sae, layer_rows, part, classes) for sae, layer_rows in zip(saes, rows, strict=True)]
+    """Evaluate each SAE on its rows of ``part``; the same result on every rank.
+
+    Rows that are not in memory are read once for all SAEs.
+    """
+    # What correlations are made of is as large as classes times modes, so it is held for few SAEs if possible.
+    if len(saes) > 1 and all(one.resident for one in rows):
+        pairs = zip(saes, rows, strict=True)
+        return [found for sae, one in pairs for found in evaluate([sae], [one], part, classes, ranks)]
+    mine = [(ReconstructionMetrics(), LoadingCorrelations(sae.modes, max(classes, 1))) for sae in saes]
+    with _in_eval_mode(saes):
+        for numbers, values, labels in _pieces(rows, part):
+            for number in numbers:
+                loadings = saes[number].encode(values)
+                mine[number][0].update(values, saes[number].decode(loadings), loadings)
+                mine[number][1].update(loadings, labels)
     first, *others = ranks.gather(mine)
     for other in others:
         for (metrics, correlations), (more_metrics, more_correlations) in zip(first, other, strict=True):
             metrics.merge(more_metrics)
             correlations.merge(more_correlations)
-    return [
-        Evaluation(
-            metrics.result(sae.dictionary.cpu()),
-            correlations.result() if classes else None,
-            hoyer(sae.dictionary.cpu().double()),
-        )
-        for sae, (metrics, correlations) in zip(saes, first, strict=True)
-    ]
+    found = []
+    for sae, (metrics, correlations) in zip(saes, first, strict=True):
+        dictionary = sae.dictionary.cpu()
+        found.append(Evaluation.of(metrics.result(dictionary), dictionary, correlations.result() if classes else None))
+    return found
 
 
 @torch.no_grad()
-def mean_losses(saes: Sequence[SparseAutoencoder], rows: Sequence[LayerRows], part: str, ranks: Ranks) -> list[float]:
-    """Mean loss of each SAE over its rows of ``part``, without dropout; the same on every rank."""
-    sums = torch.zeros(len(saes) + 1, dtype=torch.float64, device=ranks.device)
-    for number, (sae, layer_rows) in enumerate(zip(saes, rows, strict=True)):
-        sae.eval()
-        for values, _ in layer_rows.held_out(part):
-            if len(values):
-                sums[number] += sae.loss(values).total * len(values)
-                sums[-1] += len(values) if number == 0 else 0
-        sae.train()
-    *totals, count = ranks.sum_(sums).tolist()
-    return [total / count for total in totals]
+def mean_losses(units: Sequence[Unit], rows: Sequence[LayerRows], part: str, ranks: Ranks) -> list[float]:
+    """Mean loss of each SAE over its rows of ``part``, without dropout; the same on every rank.
+
+    ``rows`` are those of each unit; the result is by the numbers of SAEs.
+    """
+    numbers = torch.tensor([number for unit in units for number in unit.numbers])
+    sums = [torch.zeros(len(unit.numbers), dtype=torch.float64, device=ranks.device) for unit in units]
+    count = torch.zeros(1, dtype=torch.float64, device=ranks.device)
+    with _in_eval_mode([unit.module for unit in units]):
+        for places, values, _ in _pieces(rows, part):
+            if not len(values):
+                continue
+            for place in places:
+                sums[place] += units[place].losses(values) * len(values)
+                count += len(values) if place == 0 else 0
+    *totals, all_rows = ranks.sum_(torch.cat([*sums, count])).tolist()
+    by_number = torch.empty(len(numbers), dtype=torch.float64)
+    by_number[numbers] = torch.tensor(totals, dtype=torch.float64)
+    return [total / all_rows for total in by_number.tolist()]
 
 
-def _measure(
-    sae: SparseAutoencoder, rows: LayerRows, part: str, classes: int
-) -> tuple[ReconstructionMetrics, LoadingCorrelations]:
-    metrics, correlations = ReconstructionMetrics(), LoadingCorrelations(sae.modes, max(classes, 1))
-    sae.eval()
-    for values, labels in rows.held_out(part):
-        loadings = sae.encode(values)
-        metrics.update(values, sae.decode(loadings), loadings)
-        correlations.update(loadings, labels)
-    sae.train()
-    return metrics, correlations
+def _pieces(rows: Sequence[LayerRows], part: str) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Held-out rows and labels, piece by piece, with the places in ``rows`` of those that they belong to."""
+    for source in dict.fromkeys(rows):
+        places = [place for place, one in enumerate(rows) if one is source]
+        for values, labels in source.held_out(part):
+            yield places, values, labels
+
+
+@contextmanager
+def _in_eval_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
+    before = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, training in zip(modules, before, strict=True):
+            module.train(training)

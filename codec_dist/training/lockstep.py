@@ -1,25 +1,30 @@
 """SAEs that take every training step together, on one rank or many."""
 
+import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.optim.adam import adam
 
-from codec_dist.sae import SparseAutoencoder
+from codec_dist.sae import TrainedAutoencoder
 from codec_dist.training.ranks import Ranks
+from codec_dist.training.units import Flat, Unit
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 class Lockstep:
-    """One optimizer and one gradient exchange for many SAEs.
+    """One optimizer and one gradient exchange for many SAEs, some of which are stacked in one computation.
 
     All gradients lie in one buffer, followed by the statistics that SAEs gather over a batch (which modes
     fired). A step is: losses, one backward pass, one sum of the buffer over the ranks, one fused Adam step
     for all SAEs of one rate. Losses are means over rows, so weighting each rank by its share of the global
     batch makes the sum the gradient of the whole batch: the result is that of one process, to rounding.
+    With ``divide`` each rank holds a part of every dictionary and sees all rows instead, and nothing but
+    what the SAEs themselves exchange has to be summed.
 
     Why not one DistributedDataParallel per SAE: twelve small SAEs would mean twelve exchanges per step,
     each mostly latency; DDP averages ranks as if their shares were equal, which a last short batch breaks;
@@ -32,69 +37,155 @@ class Lockstep:
 
     rates: list[float]
     """The learning rate of each SAE."""
+    steps: int
+    """How many were taken."""
 
-    def __init__(self, saes: Sequence[SparseAutoencoder], learning_rate: float, ranks: Ranks) -> None:
-        self.saes, self.learning_rate, self._ranks = list(saes), learning_rate, ranks
-        self.rates = [learning_rate] * len(self.saes)
-        self._buffer, self._vectors, self._gradients = _flatten(self.saes)
-        self._states = [_fresh_state(vector) for vector in self._vectors]
-        self._losses = torch.zeros(len(self.saes), dtype=torch.float64, device=self._buffer.device)
+    def __init__(
+        self,
+        saes: Sequence[TrainedAutoencoder],
+        learning_rates: Sequence[float],
+        ranks: Ranks,
+        *,
+        stacks: Sequence[Sequence[int]] | None = None,
+        clips: Sequence[float | None] | None = None,
+        autocast: bool = False,
+        divide: bool = False,
+    ) -> None:
+        """Take over SAEs, the parameters of which move into one piece of memory.
+
+        Args:
+            saes: all on the same device.
+            learning_rates: Adam's step size for each.
+            ranks: those that train together.
+            stacks: numbers of SAEs that are computed together, every SAE in one stack; default: each alone.
+            clips: largest norm of each SAE's gradient; None: any.
+            autocast: compute matrix products in bfloat16 where the device is CUDA.
+            divide: spread dictionaries over the ranks.
+        """
+        self.learning_rates, self.rates = list(learning_rates), list(learning_rates)
+        self._ranks, self._divide, self.steps = ranks, divide and ranks.size > 1, 0
+        groups = [[number] for number in range(len(saes))] if stacks is None or divide else stacks
+        self.units = [Unit(group, [saes[number] for number in group], ranks, divide=divide) for group in groups]
+        self._buffer = _share_memory(self.units)
+        self._autocast = autocast and self._buffer.device.type == "cuda"
+        self._limits = [self._limit(unit, clips) for unit in self.units]
+        self._losses = [
+            torch.zeros(len(unit.numbers), dtype=torch.float64, device=self._buffer.device) for unit in self.units
+        ]
         self._rows = 0
+        if not self._divide:
+            for unit in self.units:
+                self._ranks.broadcast_(unit.flat.values)
 
     def set_rates(self, factors: Sequence[float]) -> None:
         """Multiply the learning rate by one factor per SAE from now on."""
-        self.rates = [self.learning_rate * factor for factor in factors]
+        self.rates = [rate * factor for rate, factor in zip(self.learning_rates, factors, strict=True)]
 
     def step(self, batches: Sequence[Float[Tensor, "share channels"]], global_rows: int) -> None:
         """One step of every SAE.
 
         Args:
-            batches: for each SAE this rank's share of the batch (maybe none of it).
+            batches: for each of ``units`` this rank's share of the batch (maybe none of it).
             global_rows: rows of the batch over all ranks.
         """
         self._buffer.zero_()
         share = len(batches[0])
-        if share:
-            weight = share / global_rows
-            totals = [sae.loss(rows).total for sae, rows in zip(self.saes, batches, strict=True)]
-            loss = torch.stack(totals)
-            (loss.sum() * weight).backward()
-            self._losses.add_(loss.detach(), alpha=share)
+        with self._precision():
+            losses = [unit.losses(rows, global_rows) for unit, rows in zip(self.units, batches, strict=True)]
+        # On ranks without rows too: some losses are found by all ranks together.
+        (torch.cat(losses).sum() * (share / global_rows)).backward()
+        for total, loss in zip(self._losses, losses, strict=True):
+            total.add_(loss.detach(), alpha=share)
         self._rows += global_rows
-        self._ranks.sum_(self._buffer)
-        for sae in self.saes:
-            sae.before_step()
-        for rate in sorted(set(self.rates)):
-            self._adam([number for number, one in enumerate(self.rates) if one == rate], rate)
-        for sae in self.saes:
-            sae.after_step()
+        if not self._divide:
+            self._ranks.sum_(self._buffer)
+        for unit, limits in zip(self.units, self._limits, strict=True):
+            unit.module.before_step()
+            if limits is not None:
+                norms = unit.squared_gradients().sqrt()
+                unit.scale_gradients((limits / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp(max=1))
+        self.steps += 1
+        for rate, pieces in self._by_rate().items():
+            self._adam(pieces, rate)
+        for unit in self.units:
+            unit.module.after_step()
 
-    def pop_losses(self) -> list[float]:
-        """Mean training loss per row of every SAE since the last call, over all ranks; waits for the device."""
-        losses = self._ranks.sum_(self._losses.clone()).tolist()
-        rows = max(self._rows, 1)
-        self._losses.zero_()
+    def seed_noise(self, seeds: Sequence[int]) -> None:
+        """Draw the randomness of each SAE from a stream of its own."""
+        for unit in self.units:
+            unit.seed_noise([seeds[number] for number in unit.numbers])
+
+    def resample(self, unit: Unit, rows: Float[Tensor, "rows channels"], seeds: Sequence[int]) -> None:
+        """Start dead modes of a unit's SAEs anew; ``rows`` are the same on every rank."""
+        unit.resample(rows, seeds)
+        if not self._divide:
+            # Rounding may let ranks draw different rows, after which they would be different SAEs.
+            self._ranks.broadcast_(unit.flat.values)
+
+    def pop_losses(self) -> tuple[list[float], int]:
+        """Every SAE's training loss summed over the rows of all ranks since the last call, and how many these are.
+
+        Waits for the device.
+        """
+        sums = torch.cat(self._losses)
+        if not self._divide:
+            self._ranks.sum_(sums)
+        numbers = [number for unit in self.units for number in unit.numbers]
+        found, rows = sorted(zip(numbers, sums.tolist(), strict=True)), self._rows
+        for losses in self._losses:
+            losses.zero_()
         self._rows = 0
-        return [loss / rows for loss in losses]
+        return [loss for _, loss in found], rows
 
-    def state(self, index: int) -> dict[str, Tensor]:
-        """Adam's moments of one SAE, on the CPU."""
-        return {name: tensor.cpu().clone() for name, tensor in self._states[index].items()}
+    def saes(self) -> list[TrainedAutoencoder]:
+        """All SAEs, whole: stacked and divided ones as copies. All ranks call it together."""
+        pairs = [pair for unit in self.units for pair in zip(unit.numbers, unit.saes(), strict=True)]
+        return [sae for _, sae in sorted(pairs, key=lambda pair: pair[0])]
 
-    def load_state(self, index: int, state: dict[str, Tensor]) -> None:
-        """Set Adam's moments of one SAE."""
-        self._states[index] = {name: tensor.to(self._buffer.device).clone() for name, tensor in state.items()}
+    def states(self) -> list[dict[str, Tensor]]:
+        """Adam's state of each SAE, on the CPU. All ranks call it together."""
+        pairs = [pair for unit in self.units for pair in zip(unit.numbers, unit.moments(), strict=True)]
+        step = torch.tensor(self.steps)
+        return [{"step": step, **moments} for _, moments in sorted(pairs, key=lambda pair: pair[0])]
+
+    def load_states(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """Set Adam's state of every SAE; all must have taken equally many steps."""
+        (self.steps,) = {int(state["step"]) for state in states}
+        for unit in self.units:
+            for member, number in enumerate(unit.numbers):
+                unit.load_moments(member, states[number])
+
+    def _limit(self, unit: Unit, clips: Sequence[float | None] | None) -> Tensor | None:
+        own = [None if clips is None else clips[number] for number in unit.numbers]
+        if all(clip is None for clip in own):
+            return None
+        return self._buffer.new_tensor([math.inf if clip is None else clip for clip in own])
+
+    def _precision(self) -> AbstractContextManager[object]:
+        return torch.autocast("cuda", torch.bfloat16) if self._autocast else nullcontext()
+
+    def _by_rate(self) -> dict[float, list[Flat]]:
+        """What has the same rate; a stack as a whole where its members agree."""
+        found: dict[float, list[Flat]] = {}
+        for unit in self.units:
+            rates = [self.rates[number] for number in unit.numbers]
+            if len(set(rates)) == 1:
+                found.setdefault(rates[0], []).append(unit.flat)
+                continue
+            for member, rate in enumerate(rates):
+                found.setdefault(rate, []).extend(unit.pieces(member))
+        return found
 
     @torch.no_grad()
-    def _adam(self, numbers: Sequence[int], rate: float) -> None:
-        states = [self._states[number] for number in numbers]
+    def _adam(self, pieces: Sequence[Flat], rate: float) -> None:
+        steps = self._buffer.new_full((len(pieces),), self.steps - 1, dtype=torch.float32)
         adam(
-            [self._vectors[number] for number in numbers],
-            [self._gradients[number] for number in numbers],
-            exp_avgs=[state["mean"] for state in states],
-            exp_avg_sqs=[state["square"] for state in states],
+            [piece.values for piece in pieces],
+            [piece.gradients for piece in pieces],
+            exp_avgs=[piece.mean for piece in pieces],
+            exp_avg_sqs=[piece.square for piece in pieces],
             max_exp_avg_sqs=[],
-            state_steps=[state["step"] for state in states],
+            state_steps=list(steps.unbind()),
             fused=True,
             amsgrad=False,
             beta1=BETAS[0],
@@ -106,35 +197,16 @@ class Lockstep:
         )
 
 
-def _fresh_state(vector: Tensor) -> dict[str, Tensor]:
-    step = torch.zeros((), dtype=torch.float32, device=vector.device)
-    return {"mean": torch.zeros_like(vector), "square": torch.zeros_like(vector), "step": step}
-
-
-def _flatten(saes: Sequence[SparseAutoencoder]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Move parameters, gradients and statistics into flat memory, of which they become views.
-
-    Returns the buffer of all gradients and statistics, and per SAE the vector of its parameters and of its
-    gradients.
-    """
-    first = next(saes[0].parameters())
-    parameters = [parameter for sae in saes for parameter in sae.parameters()]
-    values = torch.cat([parameter.detach().flatten() for parameter in parameters])
-    statistics = sum(sae.statistics.numel() for sae in saes)
-    buffer = torch.zeros(len(values) + statistics, dtype=first.dtype, device=first.device)
-    vectors: list[Tensor] = []
-    gradients: list[Tensor] = []
-    start, statistics_start = 0, len(values)
-    for sae in saes:
-        beginning = start
-        for parameter in sae.parameters():
-            end = start + parameter.numel()
-            parameter.data = values[start:end].view_as(parameter)
-            parameter.grad = buffer[start:end].view_as(parameter)
-            start = end
-        vectors.append(values[beginning:start])
-        gradients.append(buffer[beginning:start])
-        statistics_end = statistics_start + sae.statistics.numel()
-        sae.statistics = buffer[statistics_start:statistics_end]
-        statistics_start = statistics_end
-    return buffer, vectors, gradients
+def _share_memory(units: Sequence[Unit]) -> Tensor:
+    """Move all parameters into one vector, all gradients and then all statistics into another, which is returned."""
+    first = next(units[0].module.parameters())
+    elements = sum(unit.elements for unit in units)
+    statistics = sum(unit.module.statistics.numel() for unit in units)
+    values = torch.zeros(elements, dtype=first.dtype, device=first.device)
+    buffer = torch.zeros(elements + statistics, dtype=first.dtype, device=first.device)
+    start, statistics_start = 0, elements
+    for unit in units:
+        end, statistics_end = start + unit.elements, statistics_start + unit.module.statistics.numel()
+        unit.move_into(values[start:end], buffer[start:end], buffer[statistics_start:statistics_end])
+        start, statistics_start = end, statistics_end
+    return buffer

@@ -1,18 +1,22 @@
 """Which SAEs a config asks for, what each is called, and which already exist."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from codec_dist.config import SaeGroup, TrainingSettings
+from codec_dist.sae import ARCHITECTURES, FittedAutoencoder
 from codec_dist.store import ContributionStore
 from codec_dist.training.errors import TrainingError
+from codec_dist.training.grid import GridPoint, expand_grid
 from codec_dist.utils import derive_seed, escape_name, hash_json, suggestion
 
 FORMAT = 1
 HASH_DIGITS = 12
+FIRST_SETTINGS = ("epochs", "batch_size", "learning_rate", "schedule", "patience")
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,12 +26,16 @@ class SaeJob:
     layer: str
     quantity: str
     channels: int
+    """Numbers in a row: those of the layer, or twice as many where both signs lie side by side."""
     architecture: str
     options: Mapping[str, Any]
     settings: TrainingSettings
     seed: int
+    """The run's, plus that of the group."""
     digest: str
-    """Hash of architecture, settings, layer, quantity, the store's identity and the split."""
+    """Hash of architecture, settings, layer, quantity, the store's identity and the split; not of the seed."""
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    """The grid's values by name, and the seed if the group has several: what tells it from its siblings."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -35,15 +43,36 @@ class SaeJob:
         return self.layer, self.quantity
 
     @property
+    def identity(self) -> str:
+        """Digest and seed, which no two SAEs share; the name of its folder."""
+        return f"{self.digest[:HASH_DIGITS]}-s{self.seed}"
+
+    @property
     def folder(self) -> Path:
         """Where the SAE lives, relative to the run's ``sae`` folder."""
-        identity = f"{self.digest[:HASH_DIGITS]}-s{self.seed}"
-        return Path(escape_name(self.layer), escape_name(self.quantity), identity)
+        return self.rows_folder / self.identity
+
+    @property
+    def rows_folder(self) -> Path:
+        """The folder of all SAEs of its layer and quantity, relative to the run's ``sae`` folder."""
+        return Path(escape_name(self.layer), escape_name(self.quantity))
 
     @property
     def label(self) -> str:
         """Its name in logs."""
-        return f"{self.layer}/{self.quantity}/{self.architecture}"
+        values = ",".join(f"{name}={value}" for name, value in self.chosen.items())
+        return "/".join([self.layer, self.quantity, self.architecture, *filter(None, [values])])
+
+    @property
+    def fitted(self) -> bool:
+        """Whether the architecture is fitted in one pass, not trained by gradient."""
+        kind = ARCHITECTURES.factory(self.architecture)
+        return isinstance(kind, type) and issubclass(kind, FittedAutoencoder)
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the rows of the fit part, at most."""
+        return 1 if self.fitted else self.settings.epochs
 
     def derived_seed(self, *purpose: int | str) -> int:
         """A seed for one purpose that no other SAE or purpose shares."""
@@ -51,20 +80,21 @@ class SaeJob:
 
 
 def plan_jobs(store: ContributionStore, groups: Sequence[SaeGroup], split_hash: str, seed: int) -> list[SaeJob]:
-    """The SAEs of all groups, in the order of groups, layers and quantities; none twice.
+    """The SAEs of all groups, in the order of groups, layers, quantities and grids; none twice.
 
     Raises:
-        TrainingError: a layer or quantity (or glob over them) that the store does not hold.
+        TrainingError: a layer or quantity (or glob over them) that the store does not hold, or a group that
+            asks for no SAE.
     """
     jobs: dict[str, SaeJob] = {}
     stored = list(store.quantities)
     for group in groups:
         layers = _matching("layers", group.layers, list(store.layers))
-        quantities = _matching("quantities", group.quantities, stored, _net_quantities(stored))
-        for layer in layers:
-            for quantity in quantities:
-                job = _job(store, group, layer, quantity, split_hash, seed)
-                jobs.setdefault(job.digest, job)
+        quantities = _matching("quantities", group.quantities, stored, _derived_quantities(stored))
+        for layer, quantity in product(layers, quantities):
+            for point in expand_grid(group):
+                job = _job(store, group, point, layer, quantity, split_hash, seed)
+                jobs.setdefault(f"{job.digest} {job.seed}", job)
     return list(jobs.values())
 
 
@@ -73,11 +103,13 @@ def is_finished(folder: Path) -> bool:
     return (folder / "metrics.json").is_file()
 
 
-def _job(store: ContributionStore, group: SaeGroup, layer: str, quantity: str, split_hash: str, seed: int) -> SaeJob:
+def _job(
+    store: ContributionStore, group: SaeGroup, point: GridPoint, layer: str, quantity: str, split_hash: str, seed: int
+) -> SaeJob:
     asked = {
         "format": FORMAT,
-        "architecture": group.architecture.model_dump(mode="json"),
-        "training": group.training.model_dump(mode="json"),
+        "architecture": {"name": point.architecture, "options": point.options},
+        "training": _in_digest(point.settings),
         "layer": layer,
         "quantity": quantity,
         "data": store.identity_hash,
@@ -87,28 +119,39 @@ def _job(store: ContributionStore, group: SaeGroup, layer: str, quantity: str, s
     return SaeJob(
         layer=layer,
         quantity=quantity,
-        channels=store.layers[layer],
-        architecture=group.architecture.name,
-        options=group.architecture.options,
-        settings=group.training,
-        seed=seed,
+        channels=store.layers[layer] * (2 if quantity.endswith("-both") else 1),
+        architecture=point.architecture,
+        options=point.options,
+        settings=point.settings,
+        seed=seed + point.seed,
         digest=hash_json(asked),
+        chosen=point.chosen | ({"seed": seed + point.seed} if len(group.seeds) > 1 else {}),
     )
 
 
-def _net_quantities(stored: Sequence[str]) -> list[str]:
-    """The net quantities that a store derives where it holds both signs; only exact names ask for them."""
+def _in_digest(settings: TrainingSettings) -> dict[str, Any]:
+    """Settings that came later are left out where they are off, so that SAEs from before keep their names."""
+    fields = TrainingSettings.model_fields
+    values = settings.model_dump(mode="json")
+    return {name: value for name, value in values.items() if name in FIRST_SETTINGS or value != fields[name].default}
+
+
+def _derived_quantities(stored: Sequence[str]) -> list[str]:
+    """The quantities that derive from both signs, where a store holds both; only exact names ask for them."""
     kinds = [name.removesuffix("-positive") for name in stored if name.endswith("-positive")]
-    return [f"{kind}-net" for kind in kinds if f"{kind}-negative" in stored]
+    both = [kind for kind in kinds if f"{kind}-negative" in stored]
+    return [f"{kind}-{sign}" for sign in ("net", "both") for kind in both]
 
 
-def _matching(field: str, patterns: Sequence[str], stored: Sequence[str], derived: Sequence[str] = ()) -> list[str]:
+def _matching(section: str, patterns: Sequence[str], stored: Sequence[str], derived: Sequence[str] = ()) -> list[str]:
+    if not patterns:
+        raise TrainingError(f"sae.groups.{section} is empty, so there is nothing to train")
     names: list[str] = []
     for pattern in patterns:
         # An exact name first, because names may hold the brackets that globs use.
         known = [*stored, *derived]
         found = [pattern] if pattern in known else [name for name in stored if fnmatchcase(name, pattern)]
         if not found:
-            raise TrainingError(f"sae.groups.{field}: the store holds no {pattern!r}; {suggestion(pattern, known)}")
+            raise TrainingError(f"sae.groups.{section}: the store holds no {pattern!r}; {suggestion(pattern, known)}")
         names += found
     return list(dict.fromkeys(names))

@@ -1,22 +1,25 @@
 """What one rank does: all bundles, one after the other."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 
 from codec_dist.store import ContributionStore
 from codec_dist.tracking import Tracker
+from codec_dist.training.baselines import fit_baselines
 from codec_dist.training.bundle_training import BundleTraining
-from codec_dist.training.bundles import Bundle, make_bundles
+from codec_dist.training.bundles import Bundle, Cohort, Key, hand_out, make_bundles, make_cohorts
 from codec_dist.training.logbook import Logbook
 from codec_dist.training.memory import bytes_for_rows
-from codec_dist.training.parts import read_parts
+from codec_dist.training.parts import Parts, read_parts
 from codec_dist.training.plan import is_finished
 from codec_dist.training.ranks import Ranks
-from codec_dist.training.resume import epochs_done
+from codec_dist.training.resume import find_cohorts
 from codec_dist.training.rows import LayerRows
+from codec_dist.training.spool import Spool, replay
 from codec_dist.training.task import TrainingTask
 
 
@@ -30,37 +33,94 @@ def train_on_rank(task: TrainingTask, ranks: Ranks, after_bundle: Callable[[], N
     """
     store = ContributionStore(task.store_path)
     parts = read_parts(store, task.split_path)
-    dtype = getattr(torch, task.dtype)
     # Rank 0 decides, because files may change between two looks at them.
-    unfinished = ranks.from_first([job for job in task.jobs if not is_finished(task.folder(job))])
-    first_epochs = ranks.from_first([epochs_done(task.folder(job)) for job in unfinished])
-    rows = {
-        job.key: LayerRows(store, job.layer, job.quantity, parts, ranks, dtype=dtype, window_bytes=task.window_bytes)
-        for job in unfinished
-    }
+    cohorts = ranks.from_first(_cohorts(task) if ranks.rank == 0 else [])
     budget = task.bytes_for_rows if task.bytes_for_rows is not None else bytes_for_rows(ranks)
-    bundles = make_bundles(unfinished, first_epochs, {key: one.bytes for key, one in rows.items()}, budget)
+    if not task.spread:
+        with _logbook(task, ranks) as logbook:
+            if logbook:
+                logbook.advance(_epochs_before(task, cohorts))
+            _Work(task, store, parts, ranks, budget).train(cohorts, logbook, after_bundle)
+        return
+    mine = hand_out(cohorts, ranks.size)[ranks.rank]
     with _logbook(task, ranks) as logbook:
         if logbook:
-            logbook.advance(sum(first_epochs))
-        for bundle in bundles:
-            _make_room(rows, bundle, budget)
-            training = BundleTraining(task, bundle, [rows[job.key] for job in bundle.jobs], parts, ranks, logbook)
-            training.run(logbook.advance if logbook else _ignore)
+            logbook.advance(_epochs_before(task, cohorts))
+        teller = logbook or Spool(task.scratch, ranks.rank)
+        hear = partial(replay, task.scratch, logbook) if logbook else _nothing
+        _Work(task, store, parts, ranks.alone(), budget).train(mine, teller, hear)
+        ranks.gather(None)  # until all are done
+        hear()
+        after_bundle()
+
+
+def _cohorts(task: TrainingTask) -> list[Cohort]:
+    folders = dict.fromkeys(task.directory / "sae" / job.rows_folder for job in task.jobs)
+    saved = [state for folder in folders for state in find_cohorts(folder)]
+    finished = [is_finished(task.folder(job)) for job in task.jobs]
+    cohorts = make_cohorts(task.jobs, finished, saved, task.directory / "sae")
+    for path in {state.path for state in saved} - {cohort.state for cohort in cohorts}:
+        path.unlink(missing_ok=True)  # of SAEs that are finished, or that nobody asks for any more
+    return cohorts
+
+
+def _epochs_before(task: TrainingTask, cohorts: Sequence[Cohort]) -> int:
+    """Of the epochs of all SAEs, those that were done before."""
+    left = sum(job.epochs - cohort.first_epoch for cohort in cohorts for job in cohort.jobs)
+    return sum(job.epochs for job in task.jobs) - left
+
+
+class _Work:
+    """What one rank, or all together, have to train, and the rows that are held for it."""
+
+    def __init__(
+        self, task: TrainingTask, store: ContributionStore, parts: Parts, ranks: Ranks, bytes_for_rows: int
+    ) -> None:
+        self._task, self._store, self._parts, self._ranks = task, store, parts, ranks
+        self._budget = bytes_for_rows
+        self._rows: dict[tuple[Key, bool], LayerRows] = {}
+
+    def train(
+        self, cohorts: Sequence[Cohort], logbook: Logbook | Spool | None, after_bundle: Callable[[], None]
+    ) -> None:
+        """Train bundle after bundle."""
+        sizes = {cohort.key: self._of(cohort.key, whole=cohort.divided).bytes for cohort in cohorts}
+        advance = logbook.advance if logbook else _ignore
+        for bundle in make_bundles(cohorts, sizes, self._budget, join=not self._task.spread):
+            first = bundle.cohorts[0]
+            self._make_room(bundle)
+            rows = {key: self._of(key, whole=first.divided) for key in bundle.keys}
+            if first.fitted:
+                source = rows[first.key] if bundle.resident else self._of(first.key, whole=True)
+                fit_baselines(self._task, first, rows[first.key], source, self._parts, self._ranks, logbook, advance)
+            else:
+                BundleTraining(self._task, bundle, rows, self._parts, self._ranks, logbook).run(advance)
             if logbook:
                 logbook.show_progress()
             after_bundle()
 
+    def _of(self, key: Key, *, whole: bool) -> LayerRows:
+        """The rows of a layer and quantity; ``whole``: none of them left to other ranks."""
+        whole = whole and self._ranks.size > 1
+        if (key, whole) not in self._rows:
+            ranks = self._ranks.alone() if whole else self._ranks
+            dtype = getattr(torch, self._task.dtype)
+            self._rows[key, whole] = LayerRows(
+                self._store, *key, self._parts, ranks, dtype=dtype, window_bytes=self._task.window_bytes
+            )
+        return self._rows[key, whole]
 
-def _make_room(rows: Mapping[tuple[str, str], LayerRows], bundle: Bundle, budget: int) -> None:
-    """Load what the bundle needs; first unload the rest if both do not fit."""
-    needed = set(bundle.keys) if bundle.resident else set()
-    held = {key for key, one in rows.items() if one.resident}
-    if sum(rows[key].bytes for key in held | needed) > budget or not bundle.resident:
-        for key in held - needed:
-            rows[key].unload()
-    for key in needed:
-        rows[key].load()
+    def _make_room(self, bundle: Bundle) -> None:
+        """Load what the bundle needs; first unload the rest if both do not fit."""
+        divided = bundle.cohorts[0].divided
+        needed = [self._of(key, whole=divided) for key in bundle.keys] if bundle.resident else []
+        held = [one for one in self._rows.values() if one.resident]
+        if sum(one.bytes for one in {*held, *needed}) > self._budget or not bundle.resident:
+            for one in held:
+                if one not in needed:
+                    one.unload()
+        for one in needed:
+            one.load()
 
 
 def _logbook(task: TrainingTask, ranks: Ranks) -> AbstractContextManager[Logbook | None]:
@@ -88,3 +148,7 @@ def _settings(task: TrainingTask) -> dict[str, Any]:
 
 def _ignore(_: int) -> None:
     """Ranks other than the first report no progress."""
+
+
+def _nothing() -> None:
+    """Ranks other than the first have nothing to hear."""

@@ -1,11 +1,15 @@
 """The processes that train together, and the few things they say to each other."""
 
 import os
+from copy import copy
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+LONGEST_WAIT = timedelta(days=7)
 
 
 class Ranks:
@@ -21,7 +25,20 @@ class Ranks:
         self.rank = dist.get_rank() if together else 0
         self.size = dist.get_world_size() if together else 1
         self.on_this_host = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if together else 1
-        self._objects: Any = dist.new_group(backend="gloo") if self.size > 1 else None
+        # Ranks that train apart, or wait for a baseline to be fitted, may wait for long.
+        self._objects: Any = dist.new_group(backend="gloo", timeout=LONGEST_WAIT) if self.size > 1 else None
+
+    def alone(self) -> "Ranks":
+        """The rank by itself: no other takes part in what it computes so."""
+        one = copy(self)
+        one.rank, one.size = 0, 1
+        return one
+
+    def broadcast_(self, tensor: Tensor) -> Tensor:
+        """Replace ``tensor`` by rank 0's."""
+        if self.size > 1:
+            dist.broadcast(tensor, src=0)
+        return tensor
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Replace ``tensor`` by its sum over the ranks, the same bits on each."""

@@ -1,70 +1,112 @@
 """States from which a killed training goes on as if nothing had happened."""
 
-import io
 import json
-import pickle
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from codec_dist.training.schedules import Plateau
-from codec_dist.utils import write_bytes_atomically
+from codec_dist.training.stopping import EarlyStop
+from codec_dist.utils import hash_json, write_bytes_atomically
 
-FILE = "resume.pt"
-FORMAT = 1
+PATTERN = "resume-*.safetensors"
+FORMAT = 2
+HASH_DIGITS = 12
 
 
 @dataclass
 class ResumeState:
-    """All that the epochs after ``epoch`` depend on.
+    """All that the epochs after the saved one depend on, of one SAE.
 
-    No state of a random generator: every epoch's randomness is a pure function of the SAE's seed, the
-    epoch and the rank.
+    No state of a random generator and no count of samples: the noise, the order of rows and the times of
+    resampling are pure functions of the SAE's seed, the epoch and the rank.
     """
 
-    epoch: int
-    """Epochs that are done."""
     scale: float
     model: dict[str, Tensor]
+    """Parameters and buffers (among them the samples since each mode fired, and running thresholds)."""
     adam: dict[str, Tensor]
     plateau: Plateau
+    stop: EarlyStop
+    loss: float
+    """Sum of the training loss over rows since the last evaluation."""
+    rows: int
+    """How many these are."""
     history: list[dict[str, Any]]
     """Evaluations so far."""
     seconds: float
     """Time spent so far."""
 
 
-def save_resume_state(folder: Path, state: ResumeState) -> None:
-    """Write the state, whole or not at all, as tensors and plain values."""
-    content = io.BytesIO()
-    plain: dict[str, Any] = {"format": FORMAT, "epoch": state.epoch, "scale": state.scale, "seconds": state.seconds}
-    plain |= {"plateau": asdict(state.plateau), "history": json.dumps(state.history)}
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in state.model.items()}
-    torch.save({**plain, "model": tensors, "adam": state.adam}, content)
-    write_bytes_atomically(folder / FILE, content.getvalue())
+@dataclass(frozen=True)
+class SavedCohort:
+    """What the header of a file says: which SAEs it is about, and after which epoch."""
+
+    path: Path
+    epoch: int
+    identities: tuple[str, ...]
 
 
-def load_resume_state(folder: Path) -> ResumeState | None:
-    """The state in ``folder``; None if there is none, or one that cannot be used (training then starts anew)."""
-    try:
-        found = torch.load(folder / FILE, map_location="cpu", weights_only=True)
-        if found.pop("format") != FORMAT:
-            return None
-        history, plateau = json.loads(found.pop("history")), Plateau(**found.pop("plateau"))
-        return ResumeState(history=history, plateau=plateau, **found)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError, AttributeError):
-        return None
+def state_path(folder: Path, identities: Sequence[str]) -> Path:
+    """Where the state of SAEs that advance together is kept, in the folder of their layer and quantity."""
+    return folder / PATTERN.replace("*", hash_json(list(identities))[:HASH_DIGITS])
 
 
-def epochs_done(folder: Path) -> int:
-    """Epochs after which a training in ``folder`` goes on; 0 without a usable state."""
-    state = load_resume_state(folder)
-    return state.epoch if state else 0
+def save_cohort(path: Path, epoch: int, states: Mapping[str, ResumeState]) -> None:
+    """Write the states of SAEs that advance together, by identity, in one file: all or none."""
+    tensors: dict[str, Tensor] = {}
+    saes: list[dict[str, Any]] = []
+    for number, (identity, state) in enumerate(states.items()):
+        for kind in ("model", "adam"):
+            named = getattr(state, kind).items()
+            tensors |= {f"{number}.{kind}.{name}": tensor.detach().cpu().clone() for name, tensor in named}
+        plain = {name: getattr(state, name) for name in ("scale", "loss", "rows", "history", "seconds")}
+        saes.append({"identity": identity, **plain, "plateau": asdict(state.plateau), "stop": asdict(state.stop)})
+    header = {"format": str(FORMAT), "epoch": str(epoch), "saes": json.dumps(saes)}
+    write_bytes_atomically(path, safetensors.torch.save(tensors, header))
 
 
-def clear_resume_state(folder: Path) -> None:
-    """Remove the state of an SAE that is finished."""
-    (folder / FILE).unlink(missing_ok=True)
+def find_cohorts(folder: Path) -> list[SavedCohort]:
+    """The usable states in a folder; a damaged one counts as none, and its SAEs start anew."""
+    found = []
+    for path in sorted(folder.glob(PATTERN)):
+        try:
+            with safe_open(path, "pt") as file:
+                epoch, saes = _header(file.metadata())
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            continue
+        found.append(SavedCohort(path, epoch, tuple(sae["identity"] for sae in saes)))
+    return found
+
+
+def load_cohort(path: Path) -> tuple[int, dict[str, ResumeState]]:
+    """Epochs that are done, and the states by identity.
+
+    Raises:
+        OSError, SafetensorError, KeyError, TypeError, ValueError: a file that is missing or damaged.
+    """
+    with safe_open(path, "pt") as file:
+        epoch, saes = _header(file.metadata())
+        names = list(file.keys())
+        states: dict[str, ResumeState] = {}
+        for number, plain in enumerate(saes):
+            model, adam = (_tensors(file, names, f"{number}.{kind}.") for kind in ("model", "adam"))
+            plateau, stop = Plateau(**plain.pop("plateau")), EarlyStop(**plain.pop("stop"))
+            identity = plain.pop("identity")
+            states[identity] = ResumeState(model=model, adam=adam, plateau=plateau, stop=stop, **plain)
+    return epoch, states
+
+
+def _tensors(file: Any, names: Sequence[str], start: str) -> dict[str, Tensor]:
+    return {name.removeprefix(start): file.get_tensor(name) for name in names if name.startswith(start)}
+
+
+def _header(metadata: Mapping[str, str]) -> tuple[int, list[dict[str, Any]]]:
+    if int(metadata["format"]) != FORMAT:
+        raise ValueError(f"a state of format {metadata['format']}")
+    return int(metadata["epoch"]), json.loads(metadata["saes"])

@@ -1,22 +1,26 @@
 """The rows of one layer and quantity as training wants them: in memory where they fit, else streamed."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from codec_dist.store import ContributionStore
 from codec_dist.training.errors import TrainingError
+from codec_dist.training.mixing import mixed_batches, permutation
 from codec_dist.training.parts import Parts
 from codec_dist.training.ranks import Ranks
 from codec_dist.utils import derive_seed
 
 CALIBRATION_ROWS = 4096
-STREAMED_WINDOW_BYTES = 256 << 20
+STREAMED_WINDOW_BYTES = 512 << 20
+READING_THREADS = 2
+CHUNKS_AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Calibration:
 
     scale: float
     """Standard deviation over all elements of the fit rows."""
+    deviations: Float[Tensor, "channels"]
+    """Standard deviation of each channel over the fit rows."""
     rows: Float[Tensor, "rows channels"]
     """At most 4,096 fit rows, evenly spaced."""
 
@@ -32,10 +38,13 @@ class Calibration:
 class LayerRows:
     """One layer and quantity of a store, divided into the parts of the split.
 
-    Fit rows come in *windows*, each a tensor in memory whose rows the caller shuffles: one window with all
-    of them once ``load`` was called, else windows of about 256 MB of whole blocks, read in an order that
-    is a pure function of the seed. Every rank sees the same windows, because a global batch is a slice of
-    one permutation of which each rank takes its share. Held-out rows are this rank's share only.
+    The batches of an epoch are a pure function of the seed, of the batch size and of whether the rows are
+    resident. Resident rows (``load``) are permuted; rows that do not fit in memory come in whole chunks, in
+    a random order, read ahead and mixed in a reservoir of ``window_bytes``. The number of reading threads
+    and of ranks does not change a batch, of which each rank takes its share: so all take equally many
+    steps. (Every rank that streams reads all chunks.) Held-out rows are this rank's share only.
+
+    A quantity that ends in ``-both`` has the positive and the negative part side by side, positive first.
     """
 
     def __init__(
@@ -48,14 +57,21 @@ class LayerRows:
         *,
         dtype: torch.dtype = torch.float32,
         window_bytes: int = STREAMED_WINDOW_BYTES,
+        threads: int = READING_THREADS,
     ) -> None:
         self._store, self._layer, self._quantity, self._dtype = store, layer, quantity, dtype
-        self._ranks, self._window_bytes = ranks, window_bytes
+        self._ranks, self._window_bytes, self._threads = ranks, window_bytes, threads
+        self._sources = _sources(quantity)
         self._labels, self._rows_by_part = parts.labels, dict(parts.indices)
         for part in ("select", "evaluate"):
             self._rows_by_part[part] = parts.indices[part][ranks.share(len(parts.indices[part]))]
         self._resident: dict[str, Float[Tensor, "rows channels"]] = {}
         self._calibration: Calibration | None = None
+
+    @property
+    def channels(self) -> int:
+        """Numbers in a row."""
+        return self._store.layers[self._layer] * len(self._sources)
 
     @property
     def fit_rows(self) -> int:
@@ -65,8 +81,7 @@ class LayerRows:
     @property
     def bytes(self) -> int:
         """What ``load`` would hold in memory."""
-        rows = sum(map(len, self._rows_by_part.values()))
-        return rows * self._store.layers[self._layer] * self._dtype.itemsize
+        return sum(map(len, self._rows_by_part.values())) * self._row_bytes
 
     @property
     def resident(self) -> bool:
@@ -97,25 +112,16 @@ class LayerRows:
         assert self._calibration is not None
         return self._calibration
 
-    def windows(self, seed: int, epoch: int) -> Iterator[Float[Tensor, "window channels"]]:
-        """The fit rows of one epoch; the caller permutes the rows of each window."""
-        if self._resident:
-            yield self._resident["fit"]
-            return
-        generator = torch.Generator().manual_seed(derive_seed(seed, "blocks", epoch))
-        numbers = list(self._store.shard_numbers)
-        order = [numbers[position] for position in torch.randperm(len(numbers), generator=generator).tolist()]
-        limit = max(1, self._window_bytes // (self._store.layers[self._layer] * self._dtype.itemsize))
-        window: list[Tensor] = []
-        held = 0
-        for _, values in self._pieces("fit", order):
-            window.append(values)
-            held += len(values)
-            if held >= limit:
-                yield torch.cat(window)
-                window, held = [], 0
-        if window:
-            yield torch.cat(window)
+    def take(self, numbers: Int[Tensor, "batch"]) -> Float[Tensor, "batch channels"]:
+        """Fit rows by number, of rows that are resident."""
+        return self._resident["fit"].index_select(0, numbers)
+
+    def streamed(self, seed: int, epoch: int, batch_size: int) -> Iterator[Float[Tensor, "share channels"]]:
+        """The share of this rank in each batch of fit rows of one epoch, without holding all rows in memory."""
+        chunks = self._pieces("fit", derive_seed(seed, "chunks", epoch))
+        capacity = self._window_bytes // self._row_bytes
+        pieces = (self._on_device(values) for _, values in chunks)
+        return mixed_batches(pieces, self.fit_rows, capacity, batch_size, seed, epoch, self._ranks.share)
 
     def held_out(self, part: str) -> Iterator[tuple[Float[Tensor, "rows channels"], Tensor]]:
         """The share of this rank in a part's rows, and their labels, piece by piece; every row once."""
@@ -125,15 +131,29 @@ class LayerRows:
             yield from zip(self._resident[part].chunk(pieces), labels.chunk(pieces), strict=True)
             return
         for indices, values in self._pieces(part):
-            yield values, self._labels[torch.from_numpy(indices)]
+            yield self._on_device(values), self._labels[torch.from_numpy(indices)]
 
-    def _pieces(self, part: str, shards: list[int] | None = None) -> Iterator[tuple[np.ndarray, Tensor]]:
+    @property
+    def _row_bytes(self) -> int:
+        return self.channels * self._dtype.itemsize
+
+    def _pieces(self, part: str, seed: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Indices and values of a part's rows, chunk by chunk: in order, or with a seed in a random order."""
         rows = self._rows_by_part[part]
-        for block in self._store.blocks(self._layer, self._quantity, shards):
-            first, last = np.searchsorted(rows, [block.start, block.start + len(block.values)])
+        for start, values in self._chunks(seed):
+            first, last = np.searchsorted(rows, [start, start + len(values)])
             if last > first:
                 indices = rows[first:last]
-                yield indices, self._tensor(block.values[indices - block.start]).to(self._ranks.device)
+                yield indices, values if len(indices) == len(values) else values[indices - start]
+
+    def _chunks(self, seed: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """Place of the first row and values of every chunk, read ahead."""
+        names = self._store.chunk_names([self._layer], self._sources, seed=seed)
+        together = len(self._sources)
+        chunks = self._store.chunks(names, in_memory=CHUNKS_AHEAD * together, threads=self._threads)
+        for first in chunks:
+            others = [chunk.values for chunk in islice(chunks, together - 1)]
+            yield first.start, np.concatenate([first.values, *others], axis=1) if others else first.values
 
     def _scan(self, *, keep: bool) -> None:
         """One pass over the store: the calibration and, if asked, all rows."""
@@ -142,10 +162,10 @@ class LayerRows:
         samples: list[Tensor] = []
         kept = {part: self._empty(len(rows)) for part, rows in self._rows_by_part.items()} if keep else {}
         seen = 0
-        for block in self._store.blocks(self._layer, self._quantity):
+        for start, chunk in self._chunks():
             for part, rows in self._rows_by_part.items():
-                first, last = np.searchsorted(rows, [block.start, block.start + len(block.values)])
-                values = self._tensor(block.values[rows[first:last] - block.start])
+                first, last = np.searchsorted(rows, [start, start + len(chunk)])
+                values = self._tensor(chunk[rows[first:last] - start])
                 if not values.isfinite().all():
                     self._refuse_values(rows[first:last], values)
                 if keep:
@@ -154,21 +174,24 @@ class LayerRows:
                     spread.update(values)
                     samples.append(values[-seen % stride :: stride].to(self._ranks.device))
                     seen += len(values)
-        deviation = spread.deviation()
-        if not deviation > 0:
+        scale, deviations = spread.deviations()
+        if not scale > 0:
             raise TrainingError(
                 f"{self._layer}, {self._quantity}: all values of the {self.fit_rows} fit rows are equal, so there is "
                 "nothing to decompose; leave it out of sae.groups"
             )
-        self._calibration = Calibration(deviation, torch.cat(samples))
+        self._calibration = Calibration(scale, deviations.to(self._ranks.device), torch.cat(samples))
         self._resident = kept
 
     def _empty(self, rows: int) -> Float[Tensor, "rows channels"]:
-        return torch.empty(rows, self._store.layers[self._layer], device=self._ranks.device, dtype=self._dtype)
+        return torch.empty(rows, self.channels, device=self._ranks.device, dtype=self._dtype)
 
     def _tensor(self, values: np.ndarray) -> Float[Tensor, "rows channels"]:
         """On the CPU, in the type of the training."""
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._dtype)
+
+    def _on_device(self, values: np.ndarray) -> Float[Tensor, "rows channels"]:
+        return self._tensor(values).to(self._ranks.device)
 
     def _refuse_values(self, rows: np.ndarray, values: Tensor) -> None:
         row, channel = (~values.isfinite()).nonzero()[0].tolist()
@@ -179,21 +202,57 @@ class LayerRows:
         )
 
 
+def epoch_batches(
+    layers: Sequence[LayerRows], ranks: Ranks, seed: int, epoch: int, batch_size: int
+) -> Iterator[tuple[list[Float[Tensor, "share channels"]], int]]:
+    """The batches of one epoch: for each of ``layers`` this rank's share, and the rows of the whole batch.
+
+    The layers belong to one store and one split, and are all resident or all streamed; they get the same
+    samples at the same time. One that is named twice is read once.
+    """
+    distinct = list(dict.fromkeys(layers))
+    rows = distinct[0].fit_rows
+    batches: Iterator[tuple[Tensor, ...]]
+    if distinct[0].resident:
+        order = permutation(rows, seed, epoch).to(ranks.device).split(batch_size)
+        batches = (tuple(layer.take(numbers[ranks.share(len(numbers))]) for layer in distinct) for numbers in order)
+    else:
+        batches = zip(*(layer.streamed(seed, epoch, batch_size) for layer in distinct), strict=True)
+    for start, batch in zip(range(0, rows, batch_size), batches, strict=True):
+        by_layer = dict(zip(distinct, batch, strict=True))
+        yield [by_layer[layer] for layer in layers], min(batch_size, rows - start)
+
+
+def _sources(quantity: str) -> list[str]:
+    """The stored or derived quantities that lie side by side in a row."""
+    kind = quantity.removesuffix("-both")
+    return [f"{kind}-positive", f"{kind}-negative"] if kind != quantity else [quantity]
+
+
 class _Spread:
-    """Standard deviation over elements, in float64, merged block by block (Chan, Golub, LeVeque 1983)."""
+    """Standard deviations in float64, merged piece by piece (Chan, Golub, LeVeque 1983)."""
 
     def __init__(self) -> None:
-        self._count, self._mean, self._squares = 0, 0.0, 0.0
+        self._count = 0
+        self._mean = self._squares = torch.zeros(0, dtype=torch.float64)
 
-    def update(self, values: Tensor) -> None:
+    def update(self, values: Float[Tensor, "rows channels"]) -> None:
         values = values.double()
-        mean = values.mean().item()
-        squares = (values - mean).square().sum().item()
-        count, difference = values.numel(), mean - self._mean
+        mean = values.mean(0)
+        squares = (values - mean).square_().sum(0)
+        if not self._count:
+            self._count, self._mean, self._squares = len(values), mean, squares
+            return
+        count, difference = len(values), mean - self._mean
         total = self._count + count
-        self._squares += squares + difference**2 * self._count * count / total
-        self._mean += difference * count / total
+        self._squares += squares + difference.square() * (self._count * count / total)
+        self._mean += difference * (count / total)
         self._count = total
 
-    def deviation(self) -> float:
-        return float(math.sqrt(self._squares / self._count)) if self._count else math.nan
+    def deviations(self) -> tuple[float, Float[Tensor, "channels"]]:
+        """Over all elements, and of each channel; NaN without rows."""
+        if not self._count:
+            return math.nan, self._mean
+        apart = (self._mean - self._mean.mean()).square().sum() * self._count
+        total = (self._squares.sum() + apart) / (self._count * len(self._mean))
+        return total.sqrt().item(), (self._squares / self._count).sqrt()

@@ -7,12 +7,14 @@ from typing import Literal
 RELATIVE_IMPROVEMENT = 1e-4
 
 
-def rate_factor(schedule: Literal["constant", "cosine", "plateau"], progress: float) -> float:
+def rate_factor(schedule: Literal["constant", "cosine", "plateau"], progress: float, warmup: float = 0.0) -> float:
     """What the learning rate is multiplied by after a fraction ``progress`` of the training.
 
-    The plateau's factor depends on losses instead: see :class:`Plateau`.
+    During the fraction ``warmup`` it rises linearly from 0 to what the schedule says there. The plateau's own
+    factor depends on losses instead: see :class:`Plateau`.
     """
-    return 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1.0
+    factor = 0.5 * (1 + math.cos(math.pi * progress)) if schedule == "cosine" else 1.0
+    return factor * progress / warmup if progress < warmup else factor
 
 
 @dataclass

@@ -18,7 +18,7 @@ class TrainingTask:
     """Folder or URL of the store."""
     split_path: Path
     jobs: tuple[SaeJob, ...]
-    """SAEs that are not finished yet."""
+    """All SAEs that are asked for, finished ones among them."""
     name: str
     """Name of the run, under which the tracker groups."""
     seed: int
@@ -30,6 +30,8 @@ class TrainingTask:
     """Type of rows and weights."""
     threads: int = 1
     """CPU threads of each rank."""
+    spread: bool = False
+    """Whether each rank trains whole layers and quantities by itself, in place of shares of every batch."""
     bytes_for_rows: int | None = None
     """Memory that each rank may fill with rows; None: measured."""
     window_bytes: int = STREAMED_WINDOW_BYTES

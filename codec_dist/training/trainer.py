@@ -16,14 +16,14 @@ import torch.distributed as dist
 
 from codec_dist.cluster_runtime import worker_environment
 from codec_dist.config import ClusterSection, SaeGroup, SaeSection, TrackingSection
-from codec_dist.sae import build
+from codec_dist.sae import SaeError, build
 from codec_dist.store import ContributionStore
 from codec_dist.training.errors import TrainingError
-from codec_dist.training.logbook import read_progress
 from codec_dist.training.parts import read_parts
 from codec_dist.training.plan import SaeJob, is_finished, plan_jobs
 from codec_dist.training.rank import train_on_rank
 from codec_dist.training.ranks import Ranks
+from codec_dist.training.spool import read_all_progress
 from codec_dist.training.task import TrainingTask
 from codec_dist.utils import CodecError, Progress, absolute_location, hash_json, read_json, write_json_atomically
 
@@ -90,23 +90,24 @@ def train_saes(
         One entry per SAE, in the order of ``groups``.
 
     Raises:
-        TrainingError: unknown layers or quantities, an empty part, workers that died too often, or a
-            cluster without room. StoreError, SaeError: as from those rooms.
+        TrainingError: a store with missing shards, unknown layers or quantities, a grid of unknown names or no
+            members, an empty part, another SAE in a folder, workers that died too often, or a cluster without
+            room. StoreError, SaeError: as from those rooms.
         KeyboardInterrupt: Ctrl-C, after the ranks were ended.
     """
     store_path, split_path, directory = absolute_location(store_path), Path(split_path), Path(directory)
     store = ContributionStore(store_path)
+    _check_complete(store)
     parts = read_parts(store, split_path)
     jobs = plan_jobs(store, groups, parts.split_hash, seed)
     _check_options(jobs)
     folders = {job: directory / "sae" / job.folder for job in jobs}
     finished = {job for job in jobs if is_finished(folders[job])}
-    unfinished = tuple(job for job in jobs if job not in finished)
-    if unfinished:
+    if len(finished) < len(jobs):
         task = TrainingTask(
-            directory.resolve(), store_path, split_path.resolve(), unfinished, name, seed,
+            directory.resolve(), store_path, split_path.resolve(), tuple(jobs), name, seed,
             sae.evaluations, sae.checkpoints, tracking, correlation_threshold, dtype, cluster.cpus_per_actor,
-            bytes_for_rows,
+            sae.spread == "bundles", bytes_for_rows,
         )  # fmt: skip
         _train(task, cluster)
     trained = _collect(jobs, folders, finished)
@@ -114,11 +115,24 @@ def train_saes(
     return trained
 
 
+def _check_complete(store: ContributionStore) -> None:
+    missing = [name for number, (name, _) in enumerate(store.shards) if number not in store.markers]
+    if missing:
+        raise TrainingError(
+            f"{store.location} holds {len(store.markers)} of {len(store.shards)} shards (not {missing[0]}): "
+            "run `codec-dist extract` until it is complete"
+        )
+
+
 def _check_options(jobs: Sequence[SaeJob]) -> None:
     """Build every kind of SAE once, so that a wrong option is known before workers start."""
     kinds = {(job.architecture, hash_json(job.options), job.channels): job for job in jobs}
     for job in kinds.values():
-        build(job.architecture, job.options, job.channels)
+        try:
+            with torch.device("meta"):
+                build(job.architecture, job.options, job.channels)
+        except SaeError as error:
+            raise SaeError(f"{job.layer} ({job.channels} channels): {error}") from error
 
 
 def _train(task: TrainingTask, cluster: ClusterSection) -> None:
@@ -192,7 +206,7 @@ def _count_ranks(cluster: ClusterSection) -> tuple[int, bool]:
 @contextmanager
 def _progress(task: TrainingTask) -> Iterator[None]:
     """Show what rank 0 reports, while the calling thread waits for Ray Train."""
-    total = sum(job.settings.epochs for job in task.jobs)
+    total = sum(job.epochs for job in task.jobs)
     over = threading.Event()
     with Progress("train", total, "SAE epochs") as progress:
 
@@ -200,7 +214,7 @@ def _progress(task: TrainingTask) -> Iterator[None]:
             shown, last_look = 0, False
             while not last_look:
                 last_look = over.wait(SECONDS_BETWEEN_LOOKS)
-                done = read_progress(task.scratch)
+                done = read_all_progress(task.scratch)
                 if done > shown:
                     progress.advance(done - shown)
                     shown = done
@@ -265,6 +279,7 @@ def _explain(task: TrainingTask, ranks: int, error: Exception) -> TrainingError:
 def _collect(jobs: Sequence[SaeJob], folders: dict[SaeJob, Path], finished: set[SaeJob]) -> list[TrainedSae]:
     evs: dict[SaeJob, tuple[float, float]] = {}
     for job in jobs:
+        _check_folder(job, folders[job])
         try:
             metrics = read_json(folders[job] / "metrics.json")
             select, evaluate = metrics["select"]["ev"], metrics["evaluate"]["ev"]
@@ -283,6 +298,17 @@ def _collect(jobs: Sequence[SaeJob], folders: dict[SaeJob, Path], finished: set[
         )
         for job in jobs
     ]
+
+
+def _check_folder(job: SaeJob, folder: Path) -> None:
+    """Refuse a folder that holds another SAE than its name says."""
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    found = (config.get("architecture"), config.get("channels"))
+    if found != (job.architecture, job.channels):
+        raise TrainingError(
+            f"{folder} holds an SAE of architecture {found[0]!r} and {found[1]} channels in place of "
+            f"{job.architecture!r} and {job.channels}: remove it, train again"
+        )
 
 
 def _write_selected(folder: Path, trained: Sequence[TrainedSae]) -> None:

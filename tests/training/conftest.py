@@ -1,6 +1,7 @@
 """Small contribution stores with known structure, and their splits."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,21 @@ CLASSES = 4
 
 
 @pytest.fixture
-def make_run(tmp_path: Path) -> Callable[..., Path]:
-    """A factory of run folders that hold ``store`` and ``split.parquet``.
+def make_run(tmp_path: Path, make_run_in: Callable[..., Path]) -> Callable[..., Path]:
+    """A factory of run folders; see ``make_run_in``."""
+    return partial(make_run_in, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def make_run_in() -> Callable[..., Path]:
+    """A factory of run folders, inside a given one, that hold ``store`` and ``split.parquet``.
 
     Rows are sparse nonnegative mixtures of a hidden dictionary per layer, plus a little noise; the label
     of a row is its strongest atom modulo the number of classes.
     """
 
     def make(
+        folder: Path,
         layers: dict[str, int] | None = None,
         shard_sizes: tuple[int, ...] = (40, 40, 23),
         dtype: str = "float32",
@@ -35,7 +43,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         value_scale: float = 1.0,
         name: str = "run",
     ) -> Path:
-        run, layers = tmp_path / name, layers or {"blocks.0": 8, "blocks.1": 12}
+        run, layers = folder / name, layers or {"blocks.0": 8, "blocks.1": 12}
         quantities = ["contribution-positive", "contribution-negative", "activation-positive"]
         names = [f"shard-{number:06d}" for number in range(len(shard_sizes))]
         create_store(
@@ -86,7 +94,7 @@ TOPK = {"modes": 10, "k": 2, "dead_window": 120}
 STSAE = {"hidden": 8, "threshold": 0.5, "dropout": 0.1}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_groups() -> Callable[..., tuple[SaeGroup, ...]]:
     """TopK on every layer with a cosine schedule, stsae on the last one with the plateau schedule."""
 
@@ -108,7 +116,7 @@ def make_groups() -> Callable[..., tuple[SaeGroup, ...]]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_task() -> Callable[..., TrainingTask]:
     """A factory of what ranks are told about a run folder; W&B stays out."""
 

@@ -1,51 +1,21 @@
-"""Schedules, plans, bundles and rows: the parts of training, one by one."""
+"""Plans, bundles and what a training refuses: the parts of training, one by one."""
 
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 from codec_dist.config import Choice, SaeGroup, TrainingSettings
 from codec_dist.store import ContributionStore
 from codec_dist.training.bundle_training import spread_over
 from codec_dist.training.bundles import make_bundles
 from codec_dist.training.errors import TrainingError
-from codec_dist.training.parts import read_parts
 from codec_dist.training.plan import SaeJob, plan_jobs
 from codec_dist.training.rank import train_on_rank
 from codec_dist.training.ranks import Ranks
-from codec_dist.training.rows import LayerRows
-from codec_dist.training.schedules import Plateau, rate_factor
 from codec_dist.training.task import TrainingTask
-
-
-def layer_rows(run: Path, quantity: str = "contribution-positive", **changes: object) -> LayerRows:
-    store = ContributionStore(run / "store")
-    parts = read_parts(store, run / "split.parquet")
-    return LayerRows(store, "blocks.0", quantity, parts, Ranks(), **changes)
-
-
-def test_cosine_falls_from_the_rate_to_zero() -> None:
-    factors = [rate_factor("cosine", progress) for progress in (0, 0.5, 1)]
-    assert factors == pytest.approx([1, 0.5, 0])
-    assert rate_factor("constant", 0.7) == rate_factor("plateau", 0.7) == 1
-
-
-def test_plateau_halves_as_pytorch_does() -> None:
-    losses = [*np.exp(-np.arange(5.0)), *([0.02] * 14), 0.01, *([0.0099999] * 9)]
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], lr=1.0)
-    oracle = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=3)
-    plateau = Plateau(patience=3)
-    for loss in losses:
-        oracle.step(loss)
-        plateau.update(loss)
-        assert plateau.factor == optimizer.param_groups[0]["lr"]
-    assert plateau.factor < 0.2
 
 
 def test_occasions_are_spread_evenly_and_end_with_the_last_epoch() -> None:
@@ -96,56 +66,6 @@ def test_bundles_hold_equal_settings_and_fit_in_memory(
     alone = make_bundles(jobs, epochs, sizes, 100)
     assert [bundle.resident for bundle in alone].count(False) == 4
     assert all(len(bundle.jobs) == 1 for bundle in alone if not bundle.resident)
-
-
-@pytest.mark.parametrize("window_bytes", [1, 500, 1 << 20])
-def test_streamed_windows_hold_every_fit_row_once_in_a_new_order_each_epoch(
-    make_run: Callable[..., Path], window_bytes: int
-) -> None:
-    run = make_run(shard_sizes=(30, 30, 30, 13))
-    resident, streamed = layer_rows(run), layer_rows(run, window_bytes=window_bytes)
-    resident.load()
-    (everything,) = resident.windows(0, 0)
-    parts = read_parts(ContributionStore(run / "store"), run / "split.parquet")
-    assert len(everything) == resident.fit_rows == len(parts.indices["fit"]) == 61
-    epochs = [torch.cat(list(streamed.windows(5, epoch))) for epoch in range(4)]
-    for rows in epochs:
-        assert sorted(map(tuple, rows.tolist())) == sorted(map(tuple, everything.tolist()))
-    assert len({tuple(rows[:, 0].tolist()) for rows in epochs}) > 1
-    again = torch.cat(list(streamed.windows(5, 0)))
-    assert torch.equal(again, epochs[0])
-
-
-def test_calibration_and_held_out_rows_are_the_same_resident_or_streamed(make_run: Callable[..., Path]) -> None:
-    run = make_run()
-    resident, streamed = layer_rows(run), layer_rows(run)
-    resident.load()
-    assert resident.calibration().scale == streamed.calibration().scale
-    assert torch.equal(resident.calibration().rows, streamed.calibration().rows)
-    (everything,) = resident.windows(0, 0)
-    assert resident.calibration().scale == pytest.approx(everything.double().std(correction=0).item(), rel=1e-12)
-    store = ContributionStore(run / "store")
-    indices = read_parts(store, run / "split.parquet").indices["select"]
-    expected = store.read("blocks.0", "contribution-positive", indices)
-    labels = store.samples["label"].to_numpy()[indices]
-    for rows in (resident, streamed):
-        values, found = (torch.cat(pieces) for pieces in zip(*rows.held_out("select"), strict=True))
-        np.testing.assert_array_equal(values, expected)
-        np.testing.assert_array_equal(found, labels)
-
-
-def test_values_beyond_the_type_of_training_are_named(make_run: Callable[..., Path]) -> None:
-    rows = layer_rows(make_run(dtype="float64", value_scale=1e39))
-    with pytest.raises(
-        TrainingError, match=r"blocks\.0, contribution-positive: in torch\.float32, sample shard-000000/"
-    ):
-        rows.load()
-
-
-def test_rows_that_are_all_equal_are_refused(make_run: Callable[..., Path]) -> None:
-    rows = layer_rows(make_run(value_scale=0.0))
-    with pytest.raises(TrainingError, match="all values of the 61 fit rows are equal"):
-        rows.calibration()
 
 
 def test_unlabelled_rows_train_without_mode_statistics(

@@ -7,43 +7,60 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from codec_dist.config import SaeGroup
+from codec_dist.config import Choice, SaeGroup, TrainingSettings
 from codec_dist.sae import SparseAutoencoder
 from codec_dist.training.rank import train_on_rank
 from codec_dist.training.ranks import Ranks
-from codec_dist.training.resume import FILE, load_resume_state
+from codec_dist.training.resume import PATTERN, find_cohorts
 from codec_dist.training.task import TrainingTask
 
-RANK = """
-import pickle, sys
-from pathlib import Path
-import torch, torch.distributed as dist
-from codec_dist.training.rank import train_on_rank
-from codec_dist.training.ranks import Ranks
-task, meeting_point, rank, size = sys.argv[1:]
-torch.set_num_threads(1)
-if int(size) > 1:
-    dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=int(rank), world_size=int(size))
-train_on_rank(pickle.loads(Path(task).read_bytes()), Ranks())
-"""
+sys.path.insert(0, str(Path(__file__).parent))
+
+from ranks_main import interrupted_at
 
 Groups = Callable[..., tuple[SaeGroup, ...]]
+Tasks = dict[str, TrainingTask]
+FAST = TrainingSettings(epochs=13, batch_size=16, learning_rate=0.02)
+# Two stacks (per layer) of what couples the rows of a batch: the threshold, AuxK, dead windows.
+BATCHTOPK = SaeGroup(
+    architecture=Choice(name="batchtopk", options={"modes": 11, "dead_window": 90, "auxk": 3, "threshold_memory": 5}),
+    grid={"k": (1, 3), "training.learning_rate": (0.02, 0.01)},
+    quantities=("contribution-positive",),
+    training=FAST,
+)
+# Everything that a resume state has to remember: two stacks, one of which resamples, ends and loses members.
+STACKS = (
+    SaeGroup(
+        architecture=Choice(name="stsae", options={"hidden": 8, "threshold": 0.5, "dropout": 0.2, "dead_window": 60}),
+        grid={"l1": (0.001, 0.1), "resample_every": (None, 130), "training.epochs": (9, 13)},
+        layers=("blocks.1",),
+        quantities=("contribution-positive",),
+        training=TrainingSettings(epochs=13, batch_size=16, learning_rate=0.01, schedule="plateau", patience=1),
+    ),
+    BATCHTOPK.model_copy(update={"seeds": (0, 5)}),
+)
 
 
-def start(task: TrainingTask, rank: int = 0, size: int = 1) -> subprocess.Popen[bytes]:
-    path = task.directory / f"task-{size}.pickle"
-    path.write_bytes(pickle.dumps(task))
-    command = [sys.executable, "-c", RANK, str(path), str(task.directory / "meeting-point"), str(rank), str(size)]
+def start(
+    tasks: Sequence[tuple[TrainingTask, int | None]], folder: Path, size: int = 1
+) -> list[subprocess.Popen[bytes]]:
+    path = folder / "tasks.pickle"
+    path.write_bytes(pickle.dumps(tasks))
+    script = Path(__file__).with_name("ranks_main.py")
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[2])
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    words = [sys.executable, str(script), str(path), str(folder / "meeting-point")]
+    return [subprocess.Popen([*words, str(rank), str(size)], env=environment) for rank in range(size)]
 
 
 def weights(task: TrainingTask) -> dict[str, dict[str, torch.Tensor]]:
@@ -51,76 +68,186 @@ def weights(task: TrainingTask) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def assert_same(found: TrainingTask, expected: TrainingTask, tolerance: float = 0.0) -> None:
-    for label, tensors in weights(expected).items():
+    ours, theirs = weights(found), weights(expected)
+    assert len(theirs) == len(expected.jobs)
+    for label, tensors in theirs.items():
         for name, tensor in tensors.items():
             torch.testing.assert_close(
-                weights(found)[label][name], tensor, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+                ours[label][name],
+                tensor,
+                rtol=tolerance,
+                atol=tolerance,
+                msg=lambda m, n=f"{label} {name}": f"{n}: {m}",
             )
 
 
-def test_two_ranks_give_the_result_of_one(
-    make_run: Callable[..., Path], make_groups: Groups, make_task: Callable[..., TrainingTask]
-) -> None:
-    alone, together = (
-        make_task(make_run(dtype="float64", name=name), make_groups(dropout=0), dtype="float64")
-        for name in ("alone", "together")
+def metrics(task: TrainingTask, part: str = "evaluate") -> list[dict[str, Any]]:
+    return [json.loads((task.folder(job) / "metrics.json").read_text())[part] for job in task.jobs]
+
+
+def history(task: TrainingTask, job: Any) -> list[dict[str, Any]]:
+    lines = (task.folder(job) / "history.jsonl").read_text().splitlines()
+    return [json.loads(line) | {"seconds": 0} for line in lines]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many threads as a rank has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_run_in: Callable[..., Path],
+    make_groups: Groups,
+    make_task: Callable[..., TrainingTask],
+) -> Tasks:
+    """Several trainings by one pair of ranks."""
+    folder = tmp_path_factory.mktemp("two-ranks")
+    exact = (*make_groups(epochs=13, dropout=0), BATCHTOPK)
+    one_layer = tuple(group.model_copy(update={"layers": ("blocks.1",)}) for group in exact)
+    divided = tuple(
+        group.model_copy(update={"training": group.training.model_copy(update={"divide": True})}) for group in one_layer
     )
-    ranks = [start(together, rank, 2) for rank in range(2)]
-    train_on_rank(alone, Ranks())
-    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    double = {"dtype": "float64"}
+    often = {"checkpoints": 12}
+
+    def make(name: str, groups: tuple[SaeGroup, ...], dtype: str = "float32", **changes: Any) -> TrainingTask:
+        return make_task(make_run_in(folder, dtype=dtype, name=name), groups, dtype=dtype, **changes)
+
+    tasks = {
+        "rows": make("rows", exact, **double),
+        "bundles": make("bundles", exact, spread=True, **double),
+        "divided": make("divided", divided, **double, **often),
+        "straight": make("straight", STACKS),
+        "interrupted": make("interrupted", STACKS, **often),
+        "interrupted bundles": make("interrupted-bundles", STACKS, spread=True, **often),
+    }
+    random = Random(time.time_ns())
+    steps = {name: random.randint(6, 34) for name in ("divided", "interrupted", "interrupted bundles")}
+    print(f"interrupted at {steps}")  # noqa: T201 -- shown where a test fails
+    ranks = start([(task, steps.get(name)) for name, task in tasks.items()], folder, size=2)
+    assert [rank.wait(timeout=500) for rank in ranks] == [0, 0]
+    return tasks
+
+
+@pytest.fixture(scope="module")
+def one_rank(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_run_in: Callable[..., Path],
+    make_groups: Groups,
+    make_task: Callable[..., TrainingTask],
+) -> Tasks:
+    """The same by one rank: in float64, and in float32 with what is to be resumed."""
+    folder = tmp_path_factory.mktemp("one-rank")
+    exact = (*make_groups(epochs=13, dropout=0), BATCHTOPK)
+    tasks = {
+        "exact": make_task(make_run_in(folder, dtype="float64", name="exact"), exact, dtype="float64"),
+        "stacks": make_task(make_run_in(folder, name="stacks"), STACKS),
+    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for task in tasks.values():
+        train_on_rank(task, Ranks())
+    torch.set_num_threads(threads)
+    return tasks
+
+
+@pytest.mark.parametrize("spread", ["rows", "bundles"])
+def test_two_ranks_give_the_result_of_one(spread: str, two_ranks: Tasks, one_rank: Tasks) -> None:
+    """52 steps; with the threshold of BatchTopK, AuxK and dead windows of global batches."""
+    together, alone = two_ranks[spread], one_rank["exact"]
     assert_same(together, alone, tolerance=1e-6)
-    for job in alone.jobs:
-        found, expected = (
-            json.loads((task.folder(job) / "metrics.json").read_text())["evaluate"] for task in (together, alone)
-        )
+    assert all("threshold_sums" in tensors for label, tensors in weights(alone).items() if "batchtopk" in label)
+    for found, expected in zip(metrics(together), metrics(alone), strict=True):
         assert found["frequency"] == expected["frequency"]
         assert found["ev"] == pytest.approx(expected["ev"], abs=1e-6)
         assert found["modes_class_correlated"] == expected["modes_class_correlated"]
 
 
-def test_a_killed_training_continues_bit_by_bit(
-    make_run: Callable[..., Path], make_groups: Groups, make_task: Callable[..., TrainingTask]
+def test_a_divided_dictionary_gives_the_result_of_one_device_and_is_saved_whole(
+    two_ranks: Tasks, one_rank: Tasks
 ) -> None:
-    threads = torch.get_num_threads()
+    """Although it was interrupted and resumed."""
+    divided, alone = two_ranks["divided"], one_rank["exact"]
+    expected = {label: tensors for label, tensors in weights(alone).items() if label.startswith("blocks.1")}
+    assert len(expected) == 6
+    assert weights(divided).keys() == expected.keys()
+    for label, tensors in weights(divided).items():
+        for name, tensor in tensors.items():
+            torch.testing.assert_close(tensor, expected[label][name], rtol=1e-6, atol=1e-6)
+    for job in divided.jobs:
+        assert SparseAutoencoder.load(divided.folder(job)).dictionary.shape[0] in (10, 11, 36)
+
+
+def test_what_two_ranks_train_is_resumed_bit_by_bit(two_ranks: Tasks) -> None:
+    assert_same(two_ranks["interrupted"], two_ranks["straight"])
+    for one, other in zip(two_ranks["interrupted"].jobs, two_ranks["straight"].jobs, strict=True):
+        assert history(two_ranks["interrupted"], one)[-1]["ev"] == history(two_ranks["straight"], other)[-1]["ev"]
+
+
+def test_bundles_of_two_ranks_are_resumed_bit_by_bit(two_ranks: Tasks, one_rank: Tasks) -> None:
+    assert_same(two_ranks["interrupted bundles"], one_rank["stacks"])
+    assert not list(two_ranks["interrupted bundles"].scratch.glob("spool-*"))
+    entries = [
+        json.loads(line)["metrics"]
+        for line in (two_ranks["bundles"].directory / "metrics.jsonl").read_text().splitlines()
+        if "metrics" in json.loads(line)
+    ]
+    for job in two_ranks["bundles"].jobs:  # also those that rank 1 has trained
+        assert sum(f"{job.label}/ev" in entry for entry in entries) == 2, job.label
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_training_interrupted_twice_continues_bit_by_bit(
+    make_run: Callable[..., Path], make_task: Callable[..., TrainingTask], one_rank: Tasks
+) -> None:
+    task = make_task(make_run(name="interrupted"), STACKS, checkpoints=12)
+    random = Random(time.time_ns())
+    for step in (random.randint(5, 25), random.randint(5, 20)):
+        with interrupted_at(step):
+            train_on_rank(task, Ranks())
+        assert list((task.directory / "sae").glob(f"*/*/{PATTERN}")), f"interrupted at step {step}"
+    train_on_rank(task, Ranks())
+    assert_same(task, one_rank["stacks"])
+    for one, other in zip(task.jobs, one_rank["stacks"].jobs, strict=True):
+        found, expected = history(task, one), history(one_rank["stacks"], other)
+        assert [entry["epoch"] for entry in found] == [entry["epoch"] for entry in expected]
+        for name in ("ev", "l0", "learning_rate"):
+            assert found[-1][name] == expected[-1][name]
+        assert found[-1]["loss"] == pytest.approx(expected[-1]["loss"], rel=1e-6)
+    assert not list((task.directory / "sae").glob(f"*/*/{PATTERN}"))
+
+
+def test_a_killed_training_continues_bit_by_bit(
+    make_run: Callable[..., Path], make_groups: Groups, make_task: Callable[..., TrainingTask], one_thread: None
+) -> None:
     whole = make_task(make_run(name="whole"), make_groups(epochs=40))
     killed = make_task(make_run(name="killed"), make_groups(epochs=40), checkpoints=39)
-    process = start(killed)
-    saved = [killed.folder(job) / FILE for job in killed.jobs]
-    while not any(path.exists() for path in saved):
+    (process,) = start([(killed, None)], killed.directory)
+    while not list((killed.directory / "sae").glob(f"*/*/{PATTERN}")):
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    states = [load_resume_state(killed.folder(job)) for job in killed.jobs]
-    assert any(state is not None and 0 < state.epoch < 40 for state in states)
-    torch.set_num_threads(1)
-    try:
-        train_on_rank(killed, Ranks())
-        train_on_rank(whole, Ranks())
-    finally:
-        torch.set_num_threads(threads)
+    saved = [state for folder in (killed.directory / "sae").glob("*/*") for state in find_cohorts(folder)]
+    assert any(0 < state.epoch < 40 for state in saved)
+    train_on_rank(killed, Ranks())
+    train_on_rank(whole, Ranks())
     assert_same(killed, whole)
-    for job in whole.jobs:
-        histories = [
-            [
-                json.loads(line) | {"seconds": 0}
-                for line in (task.folder(job) / "history.jsonl").read_text().splitlines()
-            ]
-            for task in (killed, whole)
-        ]
-        assert [entry["epoch"] for entry in histories[0]] == [20, 40]
-        assert not (killed.folder(job) / FILE).exists()
-        for name in ("ev", "l0", "learning_rate"):
-            assert histories[0][-1][name] == histories[1][-1][name]
 
 
-def test_a_damaged_resume_state_starts_that_sae_anew(
+def test_a_damaged_resume_state_starts_these_saes_anew(
     make_run: Callable[..., Path], make_groups: Groups, make_task: Callable[..., TrainingTask]
 ) -> None:
     whole, damaged = (make_task(make_run(name=name), make_groups()) for name in ("whole", "damaged"))
-    folder = damaged.folder(damaged.jobs[0])
+    folder = damaged.directory / "sae" / damaged.jobs[0].rows_folder
     folder.mkdir(parents=True)
-    (folder / FILE).write_bytes(b"not a state")
+    (folder / PATTERN.replace("*", "0")).write_bytes(b"not a state")
     train_on_rank(whole, Ranks())
     train_on_rank(damaged, Ranks())
     assert_same(damaged, whole)
@@ -132,7 +259,7 @@ def test_weights_do_not_depend_on_what_else_is_trained(
     both = ("contribution-positive", "activation-positive")
     many = make_task(make_run(name="many"), make_groups(quantities=both))
     few = make_task(make_run(name="few"), make_groups(quantities=both[1:]))
-    small_memory = replace(few, directory=few.directory / "small", bytes_for_rows=6000)
+    small_memory = replace(few, directory=few.directory / "small", bytes_for_rows=10_000)
     train_on_rank(many, Ranks())
     train_on_rank(few, Ranks())
     train_on_rank(small_memory, Ranks())
@@ -149,10 +276,8 @@ def test_streamed_rows_train_as_well_as_resident_ones(
     streamed = make_task(make_run(name="streamed"), groups, bytes_for_rows=0, window_bytes=1000)
     for task in (resident, streamed):
         train_on_rank(task, Ranks())
-    for job in resident.jobs:
-        found, expected = (
-            json.loads((task.folder(job) / "metrics.json").read_text())["select"] for task in (streamed, resident)
-        )
+    for found, expected in zip(metrics(streamed, "select"), metrics(resident, "select"), strict=True):
         assert found["samples"] == expected["samples"]
         assert found["ev"] == pytest.approx(expected["ev"], abs=0.1)
+    for job in resident.jobs:
         assert SparseAutoencoder.load(streamed.folder(job)).scale == SparseAutoencoder.load(resident.folder(job)).scale

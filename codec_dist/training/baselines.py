@@ -1,0 +1,74 @@
+"""Baselines that are fitted in one pass over the rows, evaluated and saved like the SAEs that are trained."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from codec_dist.sae import FittedAutoencoder, build
+from codec_dist.training.bundles import Cohort
+from codec_dist.training.evaluation import evaluate
+from codec_dist.training.finishing import save_finished, sign_of
+from codec_dist.training.logbook import Logbook
+from codec_dist.training.parts import Parts
+from codec_dist.training.plan import SaeJob
+from codec_dist.training.ranks import Ranks
+from codec_dist.training.rows import CALIBRATION_ROWS, LayerRows, epoch_batches
+from codec_dist.training.spool import Spool
+from codec_dist.training.task import TrainingTask
+
+
+def fit_baselines(
+    task: TrainingTask,
+    cohort: Cohort,
+    rows: LayerRows,
+    whole: LayerRows,
+    parts: Parts,
+    ranks: Ranks,
+    logbook: Logbook | Spool | None,
+    advance: Callable[[int], None],
+) -> None:
+    """Fit each of a cohort on rank 0, send it to the others, and evaluate it together.
+
+    ``rows`` are those that the ranks share out; ``whole`` are the same, none left to other ranks.
+    """
+    for job in cohort.jobs:
+        started = time.monotonic()
+        sae = build(job.architecture, job.options, job.channels, seed=job.derived_seed("weights"))
+        assert isinstance(sae, FittedAutoencoder)
+        sae.to(ranks.device, getattr(torch, task.dtype))
+        sae.sign = sign_of(job.quantity)
+        calibration = rows.calibration()
+        sae.calibrate(calibration.rows, calibration.scale, calibration.deviations)
+        if ranks.rank == 0:
+            sae.fit(_batches(whole, ranks.alone(), task.seed))
+        sae.load_state_dict(ranks.from_first({name: value.cpu() for name, value in sae.state_dict().items()}))
+        _finish(task, job, sae, rows, parts, ranks, logbook, started)
+        advance(1)
+
+
+def _batches(rows: LayerRows, alone: Ranks, seed: int) -> Iterator[Tensor]:
+    return (values for (values,), _ in epoch_batches([rows], alone, seed, 0, CALIBRATION_ROWS))
+
+
+def _finish(
+    task: TrainingTask,
+    job: SaeJob,
+    sae: FittedAutoencoder,
+    rows: LayerRows,
+    parts: Parts,
+    ranks: Ranks,
+    logbook: Logbook | Spool | None,
+    started: float,
+) -> None:
+    select, evaluated = (evaluate([sae], [rows], part, parts.classes, ranks)[0] for part in ("select", "evaluate"))
+    if ranks.rank:
+        return
+    seconds, numbers = round(time.monotonic() - started, 3), select.numbers(task.correlation_threshold)
+    history = [{"epoch": 1, "samples": rows.fit_rows, "seconds": seconds, **numbers}]
+    training = {"epochs": 1, "fit_rows": rows.fit_rows, "seconds": seconds}
+    save_finished(task, job, sae, parts, select, evaluated, history, training)
+    if logbook:
+        logbook.evaluation(job, 1, numbers, select)
+        logbook.top_modes(1, {job: select})

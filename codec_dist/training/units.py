@@ -1,0 +1,187 @@
+"""SAEs as the computations that train them: one alone, several stacked, or this rank's part of a divided one."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from codec_dist.sae import (
+    ProcessGroup,
+    SparseAutoencoder,
+    StackedAutoencoder,
+    TopKAutoencoder,
+    TrainedAutoencoder,
+    forget_moments,
+    shard,
+    unshard,
+)
+from codec_dist.training.ranks import Ranks
+from codec_dist.utils import hash_json
+
+# Elements from one parameter's start to the next one's are a multiple of this, so that arithmetic on one SAE
+# does not depend on which others lie before it in memory.
+ALIGNMENT = 16
+
+
+class Flat(NamedTuple):
+    """What Adam needs of some parameters, as tensors of one shape."""
+
+    values: Tensor
+    gradients: Tensor
+    mean: Tensor
+    square: Tensor
+
+
+class Unit:
+    """One or more SAEs that share a computation; ``numbers`` are their places among all that are trained."""
+
+    def __init__(
+        self, numbers: Sequence[int], saes: Sequence[TrainedAutoencoder], ranks: Ranks, *, divide: bool
+    ) -> None:
+        self.numbers = tuple(numbers)
+        self.module: TrainedAutoencoder | StackedAutoencoder
+        self._together = ranks.size > 1 and not divide
+        if divide and ranks.size > 1:
+            self.module = shard(saes[0], ProcessGroup())
+        elif len(saes) > 1:
+            self.module = StackedAutoencoder(saes)
+        else:
+            self.module = saes[0]
+        if self._together:
+            self.module.row_group = ProcessGroup()
+        self._places: dict[str, slice] = {}
+        start = 0
+        for name, parameter in self.template.named_parameters():
+            self._places[name] = slice(start, start + parameter.numel())
+            start += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
+        self.elements = start
+        """Numbers of all parameters, with what lies unused between them."""
+
+    @property
+    def template(self) -> TrainedAutoencoder:
+        """The SAE, or the one whose tensors have a leading dimension of members."""
+        return self.module.template if isinstance(self.module, StackedAutoencoder) else self.module
+
+    @torch.no_grad()
+    def move_into(self, values: Tensor, gradients: Tensor, statistics: Tensor) -> None:
+        """Let parameters, gradients and statistics be views of this flat memory, which holds zeros."""
+        self.flat = Flat(values, gradients, torch.zeros_like(values), torch.zeros_like(values))
+        for name, parameter in self.template.named_parameters():
+            shape, place = parameter.shape, self._places[name]
+            values[place] = parameter.flatten()
+            parameter.data = values[place].view(shape)
+            parameter.grad = gradients[place].view(shape)
+        self.module.statistics = statistics.view(self.module.statistics.shape)
+
+    def losses(self, rows: Float[Tensor, "share channels"], batch_rows: int | None = None) -> Float[Tensor, "members"]:
+        """The loss of each SAE."""
+        return self.module.loss(rows, batch_rows).total.reshape(-1)
+
+    def seed_noise(self, seeds: Sequence[int]) -> None:
+        """Draw the randomness of each SAE from a stream of its own."""
+        if isinstance(self.module, StackedAutoencoder):
+            self.module.seed_noise(seeds)
+        else:
+            self.module.seed_noise(seeds[0])
+
+    @torch.no_grad()
+    def resample(self, rows: Float[Tensor, "rows channels"], seeds: Sequence[int]) -> Bool[Tensor, "*members modes"]:
+        """Start dead modes anew, without their past in the optimizer; which ones."""
+        if isinstance(self.module, StackedAutoencoder):
+            modes = self.module.resample(rows, seeds)
+        else:
+            modes = self.module.resample(rows, seeds[0])
+        for moments in (self.flat.mean, self.flat.square):
+            forget_moments(self.template, modes, self._by_name(moments))
+        return modes
+
+    @torch.no_grad()
+    def squared_gradients(self) -> Float[Tensor, "members"]:
+        """The squared norm of each SAE's gradient."""
+        own = shared = torch.zeros(len(self.numbers), device=self.flat.values.device, dtype=self.flat.values.dtype)
+        for name, gradient in self._by_name(self.flat.gradients).items():
+            squares = gradient.view(len(self.numbers), -1).square().sum(1)
+            if name in self.template.mode_parameters:
+                own = own + squares
+            else:
+                shared = shared + squares
+        return self.template.mode_group.sum(own) + shared
+
+    @torch.no_grad()
+    def scale_gradients(self, factors: Float[Tensor, "members"]) -> None:
+        """Multiply each SAE's gradient by a number."""
+        for gradient in self._by_name(self.flat.gradients).values():
+            gradient.view(len(self.numbers), -1).mul_(factors[:, None])
+
+    def pieces(self, member: int) -> list[Flat]:
+        """The memory of one member, parameter by parameter."""
+        return [
+            Flat(*(flat[place].view(len(self.numbers), -1)[member] for flat in self.flat))
+            for place in self._places.values()
+        ]
+
+    def saes(self) -> list[TrainedAutoencoder]:
+        """The SAEs, whole and each by itself; all ranks must call it where the dictionary is divided."""
+        if isinstance(self.module, StackedAutoencoder):
+            return self.module.unstack()
+        return [unshard(self.module) if self._divided else self.module]
+
+    def moments(self) -> list[dict[str, Tensor]]:
+        """Adam's moments of each SAE by name, of whole dictionaries, on the CPU; for all ranks as ``saes``."""
+        found: list[dict[str, Tensor]] = [{} for _ in self.numbers]
+        for kind in ("mean", "square"):
+            for name, moment in self._by_name(getattr(self.flat, kind)).items():
+                members = moment if isinstance(self.module, StackedAutoencoder) else self._whole(name, moment)[None]
+                for own, member in zip(found, members, strict=True):
+                    own[f"{kind}.{name}"] = member.cpu().clone()
+        return found
+
+    @torch.no_grad()
+    def load_moments(self, member: int, moments: dict[str, Tensor]) -> None:
+        """Set Adam's moments of one SAE."""
+        for kind in ("mean", "square"):
+            for name, moment in self._by_name(getattr(self.flat, kind)).items():
+                own = moment[member] if isinstance(self.module, StackedAutoencoder) else moment
+                given = moments[f"{kind}.{name}"]
+                if self._divided and name in self.template.mode_parameters:
+                    given = given[self.template.first_mode :][: len(own)]
+                own.copy_(given)
+
+    @property
+    def _divided(self) -> bool:
+        return self.template.mode_group.size > 1
+
+    def _by_name(self, flat: Tensor) -> dict[str, Tensor]:
+        return {
+            name: flat[self._places[name]].view(parameter.shape) for name, parameter in self.template.named_parameters()
+        }
+
+    def _whole(self, name: str, moment: Tensor) -> Tensor:
+        """A moment of the whole dictionary, from that of the modes of this rank."""
+        part = self.template
+        if not self._divided or name not in part.mode_parameters:
+            return moment
+        ranks = part.mode_group.size
+        sizes = [part.modes * (rank + 1) // ranks - part.modes * rank // ranks for rank in range(ranks)]
+        padding = moment.new_zeros(max(sizes) - len(moment), *moment.shape[1:])
+        pieces = part.mode_group.gather(torch.cat([moment, padding]))
+        return torch.cat([piece[:size] for piece, size in zip(pieces, sizes, strict=True)])
+
+
+def group_alike(saes: Sequence[SparseAutoencoder], kinds: Sequence[object]) -> list[list[int]]:
+    """Which SAEs can be stacked, as lists of their numbers: those of equal ``kinds`` and shape.
+
+    What may differ is what their architecture names in ``member_options``. On a CPU, TopK SAEs of different k
+    stay apart, because only stacks of one k compute by sparse products.
+    """
+    groups: dict[str, list[int]] = {}
+    for number, (sae, kind) in enumerate(zip(saes, kinds, strict=True)):
+        may_differ = set(sae.member_options)
+        if sae.statistics.device.type == "cpu" and isinstance(sae, TopKAutoencoder) and sae.same_in_every_row:
+            may_differ -= {"k"}
+        options = {name: value for name, value in sae.options.items() if name not in may_differ}
+        key = hash_json([str(kind), sae.architecture, sae.channels, options])
+        groups.setdefault(key, []).append(number)
+    return list(groups.values())
