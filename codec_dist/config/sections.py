@@ -194,16 +194,33 @@ class TrainingSettings(Section):
 
 
 class SaeGroup(Section):
-    """One SAE architecture, trained for each of some layers and quantities."""
+    """One SAE architecture, trained for each of some layers and quantities, and for each point of a grid."""
 
     architecture: Choice = Choice(name="topk", options={})
     """Architecture and its options."""
+    grid: dict[str, Annotated[tuple[JsonValue, ...], Field(min_length=1)]] = {}
+    """Lists of values by the name of an option, or by `training.NAME`: one SAE for each combination of them."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    """Added to the run's seed: one SAE for each."""
     layers: tuple[str, ...] = ("*",)
     """Layer keys of the store, or globs over them."""
     quantities: tuple[str, ...] = ("contribution-positive", "activation-positive")
     """Stored quantities to decompose."""
     training: TrainingSettings = TrainingSettings()
     """Settings of the training."""
+
+
+class SelectionSettings(Section):
+    """Which of several SAEs of a layer and quantity later stages use; judged on the select part."""
+
+    l0: Positive | None = None
+    """Most loadings per image: the SAE with the highest explained variance among these; default: by `ev_kept`."""
+    tolerance: Annotated[float, Field(ge=0)] = 0.1
+    """Fraction by which the measured number of loadings may exceed `l0`."""
+    ev_kept: Fraction = 0.95
+    """Without `l0`: the sparsest SAE that keeps this fraction of the highest explained variance."""
+    minimum_stability: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Least median cosine of modes with those matched in other seeds (needs several seeds); default: any."""
 
 
 class SaeSection(Section):
@@ -215,6 +232,8 @@ class SaeSection(Section):
     """How many times during training the held-out metrics are computed and logged."""
     checkpoints: Count = 5
     """How many times during training a state to resume from is written."""
+    selection: SelectionSettings = SelectionSettings()
+    """Which of several SAEs of a layer and quantity later stages use."""
 
 
 class ModesSection(Section):
@@ -224,6 +243,8 @@ class ModesSection(Section):
     """A mode with a class correlation above this counts as class-correlated."""
     concepts: Location | None = None
     """JSON file {concept: [class names or indices]} for superclasses."""
+    unstable_below: Fraction = 0.7
+    """A mode whose mean cosine with the modes matched in other seeds is below this is marked as unstable."""
 
 
 class InterventionsSection(Section):
@@ -275,6 +296,8 @@ class TrackingSection(Section):
     """W&B user or team; default: the account's own."""
     tags: tuple[str, ...] = ()
     """Tags of the W&B runs."""
+    per_sae: Literal["auto", "always", "never"] = "auto"
+    """A W&B run for each SAE, written when training ends; `auto`: for a sweep (several SAEs of one architecture)."""
 
 
 class ReportSection(Section):
