@@ -107,7 +107,8 @@ def _extract_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
 
 def _train_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
     # How often a training is looked at does not change what comes of it.
-    return {"groups": config.sae.model_dump(mode="json")["groups"], "seed": config.run.seed}
+    settings = config.sae.model_dump(mode="json", include={"groups", "selection"})
+    return {**settings, "seed": config.run.seed}
 
 
 def _summarize_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
