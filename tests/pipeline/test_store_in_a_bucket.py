@@ -76,13 +76,19 @@ def expected(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def run(server: s3_server.Proxy, packed: Path, expected: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that was extracted through the command line, while every fourth request was refused."""
+def shards(server: s3_server.Proxy, packed: Path) -> str:
+    """The same shards in the bucket."""
     files = s3fs.S3FileSystem()
     for path in packed.iterdir():
         files.put_file(str(path), f"{SHARDS.removeprefix('s3://')}/{path.name}")
+    return SHARDS
+
+
+@pytest.fixture(scope="module")
+def run(server: s3_server.Proxy, shards: str, expected: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was extracted through the command line, while every fourth request was refused."""
     folder = tmp_path_factory.mktemp("run")
-    save_config(make_config(folder, data={"shards": SHARDS}, store={"location": STORE}), folder / "config.yaml")
+    save_config(make_config(folder, data={"shards": shards}, store={"location": STORE}), folder / "config.yaml")
     server.busy_every, server.refused = 4, 0
     extract_by_command(folder)
     assert server.refused > 20
@@ -96,6 +102,21 @@ def extract_by_command(folder: Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=os.environ, check=False)
     assert done.returncode == 0, done.stderr
     return done.stderr
+
+
+def test_a_worker_writes_through_a_busy_server_what_it_writes_on_disk(
+    server: s3_server.Proxy, shards: str, expected: str, tmp_path: Path
+) -> None:
+    location = f"s3://{s3_server.BUCKET}/worker/store"
+    server.busy_every, server.refused = 4, 0
+    digest = extraction_without_ray.extract_here(
+        make_config(tmp_path, data={"shards": shards}, store={"location": location})
+    )
+    server.busy_every = 0
+    assert digest == expected
+    assert server.refused > 20
+    assert verify_store(location).ok
+    assert not (tmp_path / "store").exists()
 
 
 def test_it_is_the_store_of_a_run_on_disk(run: Path, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
