@@ -1,6 +1,7 @@
 """One validated, frozen description of a run: read from YAML once, at the edge, then only passed on."""
 
 from codec_dist.config.loading import config_reference, config_schema, load_config, parse_config, save_config
+from codec_dist.config.packaged import packaged_config, packaged_names
 from codec_dist.config.sections import (
     AttributionSection,
     Choice,
@@ -46,6 +47,8 @@ __all__ = [
     "config_reference",
     "config_schema",
     "load_config",
+    "packaged_config",
+    "packaged_names",
     "parse_config",
     "save_config",
 ]
