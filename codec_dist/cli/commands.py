@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from codec_dist.config import config_reference, load_config
+from codec_dist.config import config_reference, load_config, packaged_config, packaged_names
 from codec_dist.config import config_schema as schema_of_config
 from codec_dist.utils import Progress
 
@@ -148,3 +148,8 @@ def config_keys(arguments: argparse.Namespace) -> None:
     """Every setting with its default and meaning."""
     del arguments
     print(config_reference())
+
+
+def config_packaged(arguments: argparse.Namespace) -> None:
+    """A config that comes with the package, or the names of all."""
+    print("\n".join(packaged_names()) if arguments.name is None else packaged_config(arguments.name).rstrip())

@@ -8,6 +8,7 @@ from codec_dist.config.loading import (
     save_config,
     store_of_run,
 )
+from codec_dist.config.packaged import packaged_config, packaged_names
 from codec_dist.config.sections import (
     AttributionSection,
     Choice,
@@ -53,6 +54,8 @@ __all__ = [
     "config_reference",
     "config_schema",
     "load_config",
+    "packaged_config",
+    "packaged_names",
     "parse_config",
     "save_config",
     "store_of_run",

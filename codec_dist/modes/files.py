@@ -60,6 +60,8 @@ class SummaryWriter:
                 write_array(group, f"{part}_{name}", getattr(correlations, name))
         if entry.hoyer is not None:
             write_array(group, "hoyer", entry.hoyer)
+        if entry.stability is not None:
+            write_array(group, "stability", entry.stability)
 
     def __enter__(self) -> "SummaryWriter":
         return self
@@ -95,6 +97,7 @@ def read_layer(directory: Path, layer: str, quantity: str, unit: str, images: pa
         threshold=group.attrs["threshold"],
         class_names=tuple(group.attrs["class_names"]),
         hoyer=torch.from_numpy(group["hoyer"][:]) if "hoyer" in group else None,
+        stability=torch.from_numpy(group["stability"][:]) if "stability" in group else None,
         concepts={name: tuple(members) for name, members in group.attrs["concepts"].items()},
         top_images=images.filter(mine).drop_columns(["layer", "quantity"]) if unit == MODE else None,
     )

@@ -22,6 +22,7 @@ from torch import Tensor
 from codec_dist.modes.errors import ModesError
 from codec_dist.modes.layer_modes import CHANNEL, MODE, LayerModes
 from codec_dist.modes.layer_summary import EVALUATE, LayerSummary, PartCorrelations, part_codes
+from codec_dist.modes.stability import read_stability
 from codec_dist.modes.top_images import TopLoadings
 from codec_dist.sae import SparseAutoencoder
 from codec_dist.statistics import LayerStatistics, hoyer
@@ -124,8 +125,11 @@ def finish_summary(
 
     if summary.modes is not None and task.sae is not None:
         store, _ = _open(inputs)
-        sparsity = hoyer(SparseAutoencoder.load(task.sae).dictionary.cpu())
-        yield entry(MODE, summary.modes, hoyer=sparsity, top_images=_image_table(store.samples, summary.top_images()))
+        more = {
+            "hoyer": hoyer(SparseAutoencoder.load(task.sae).dictionary.cpu()),
+            "stability": read_stability(task.sae),
+        }
+        yield entry(MODE, summary.modes, top_images=_image_table(store.samples, summary.top_images()), **more)
     yield entry(CHANNEL, summary.channels)
 
 

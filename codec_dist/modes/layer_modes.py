@@ -53,6 +53,8 @@ class LayerModes:
     class_names: tuple[str, ...]
     hoyer: Float[Tensor, "modes"] | None = None
     """Hoyer sparsity of each dictionary row; None for channels."""
+    stability: Float[Tensor, "modes"] | None = None
+    """Mean cosine with the modes matched in SAEs of other seeds, nan for dead modes; None for channels and one seed."""
     concepts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Named sets of classes."""
     top_images: pa.Table | None = None

@@ -114,7 +114,8 @@ def _train_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
 def _summarize_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
     concepts = config.modes.concepts
     return {
-        "modes": config.modes.model_dump(mode="json", exclude={"concepts"}),
+        # Which modes are marked as unstable is the report's business.
+        "modes": config.modes.model_dump(mode="json", exclude={"concepts", "unstable_below"}),
         "concepts": hash_file(Path(concepts)) if concepts and Path(concepts).is_file() else concepts,
         "classes": run_index(config).classes,
         "images": config.visualization.images,

@@ -89,10 +89,11 @@ def _log(tracker: Tracker, entries: Sequence[LayerModes]) -> None:
         )
         tracker.histogram(f"{prefix}/top_correlation", top.numpy())
         tracker.histogram(f"{prefix}/frequency", entry.evaluate.frequency.numpy())
-        if entry.hoyer is not None:
-            tracker.histogram(f"{prefix}/hoyer", entry.hoyer.numpy())
+        for name in ("hoyer", "stability"):
+            if (values := getattr(entry, name)) is not None:
+                tracker.histogram(f"{prefix}/{name}", values.numpy())
         rows += _top_rows(entry)
-    columns = ["layer", "quantity", "mode", "class", "correlation", "frequency", "mean loading"]
+    columns = ["layer", "quantity", "mode", "class", "correlation", "frequency", "mean loading", "stability"]
     tracker.table("modes/top", columns, rows)
 
 
@@ -104,5 +105,7 @@ def _top_rows(entry: LayerModes) -> list[list[Any]]:
         best = entry.top_classes(mode, count=1)
         if best:
             frequency, loading = float(entry.evaluate.frequency[mode]), float(entry.evaluate.mean_when_on[mode])
-            rows.append([entry.layer, entry.quantity, mode, best[0].name, best[0].correlation, frequency, loading])
+            stability = float(entry.stability[mode]) if entry.stability is not None else None
+            where = [entry.layer, entry.quantity, mode, best[0].name]
+            rows.append([*where, best[0].correlation, frequency, loading, stability])
     return rows

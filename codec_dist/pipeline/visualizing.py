@@ -44,9 +44,12 @@ def visualize(context: StageContext) -> dict[str, Any]:
             contrast=settings.contrast,
         )
     if context.tracker is not None:
-        columns = ["layer", "quantity", "mode", "class", "key", "loading", "image and mode map"]
+        columns = ["layer", "quantity", "mode", "class", "key", "loading", "stability", "image and mode map"]
         best = [entry for entry in entries if entry["rank"] == 0]
-        rows = [[*(entry[name] for name in columns[:-1]), run.figures / entry["map"]] for entry in best]
+        rows = [
+            [*(entry[name] for name in columns[:-2]), _stability(summary, entry), run.figures / entry["map"]]
+            for entry in best
+        ]
         context.tracker.table("modes/maps", columns, rows)
     return {"modes": len(chosen), "maps": len(entries)}
 
@@ -72,6 +75,11 @@ def top_modes(modes: LayerModes, count: int) -> list[tuple[int, int | None]]:
         turns.append((seen.get(target, 0), place, mode, target))
         seen[target] = seen.get(target, 0) + 1
     return [(mode, target) for _, _, mode, target in sorted(turns)[:count]]
+
+
+def _stability(summary: ModeSummary, entry: dict[str, Any]) -> float | None:
+    stability = summary.modes(entry["layer"], entry["quantity"]).stability
+    return None if stability is None else float(stability[entry["mode"]])
 
 
 def _galleries(

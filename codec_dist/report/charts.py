@@ -83,7 +83,7 @@ def line_chart(
     low, high = min(places, default=0), max(places, default=1)
     inset = 10 if low < high else (right - left) / 2
     horizontal = Scale(low, high, left + inset, right - inset if low < high else right)
-    _draw_axes(canvas, (left, right, top, bottom), horizontal, vertical, x, y, ticks, rule)
+    draw_axes(canvas, (left, right, top, bottom), horizontal, vertical, x, y, ticks, rule)
     for line in lines:
         _draw_band(canvas, line, horizontal, vertical)
     for line in lines:
@@ -191,7 +191,7 @@ def _common_prefix(layers: Sequence[str]) -> str:
     return ".".join([*shared, ""])
 
 
-def _draw_axes(
+def draw_axes(
     canvas: Canvas,
     frame: tuple[float, float, float, float],
     horizontal: Scale,
@@ -199,8 +199,9 @@ def _draw_axes(
     x: Axis,
     y: Axis,
     ticks: Sequence[tuple[float, str]],
-    rule: float | None,
+    rule: float | None = None,
 ) -> None:
+    """Grid lines, ticks and labels of a chart within ``frame`` (left, right, top, bottom)."""
     left, right, top, bottom = frame
     for tick, text in ticks:
         canvas.line(left, vertical(tick), right, vertical(tick), "grid")

@@ -47,6 +47,8 @@ class ModeCard:
     channels: Sequence[tuple[int, float]]
     """Top channels and their weights, relative to the largest."""
     pictures: Sequence[Picture]
+    unstable: bool = False
+    """Whether SAEs of other seeds do not find it again."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class ModeGroup:
     cards: Sequence[ModeCard]
     classes: Sequence[tuple[str, Row]]
     """Classes with their best mode's row of classes.parquet, most correlated first."""
+    unstable: frozenset[int]
+    """Modes that SAEs of other seeds do not find again."""
     classes_left_out: int
 
     @property
@@ -74,13 +78,13 @@ class LayerGallery:
     groups: Sequence[ModeGroup]
 
 
-def galleries(data: RunData, modes: int) -> list[LayerGallery]:
-    """Top modes of every layer, at most ``modes`` of each quantity."""
+def galleries(data: RunData, modes: int, unstable_below: float) -> list[LayerGallery]:
+    """Top modes of every layer, at most ``modes`` of each quantity; unstable ones are marked."""
     found = []
     for layer in data.layers:
         rows = [row for row in data.modes if row["layer"] == layer and row["unit"] == "mode"]
         groups = [
-            _group(data, layer, quantity, [row for row in rows if row["quantity"] == quantity], modes)
+            _group(data, layer, quantity, [row for row in rows if row["quantity"] == quantity], modes, unstable_below)
             for quantity in sorted({row["quantity"] for row in rows}, key=lambda name: (name[:1] != "c", name))
         ]
         if groups:
@@ -88,25 +92,40 @@ def galleries(data: RunData, modes: int) -> list[LayerGallery]:
     return found
 
 
-def _group(data: RunData, layer: str, quantity: str, rows: Sequence[Row], count: int) -> ModeGroup:
+def _group(
+    data: RunData, layer: str, quantity: str, rows: Sequence[Row], count: int, unstable_below: float
+) -> ModeGroup:
     entries = [entry for entry in data.maps if (entry["layer"], entry["quantity"]) == (layer, quantity)]
     drawn = list(dict.fromkeys(entry["mode"] for entry in entries))
     best = sorted(rows, key=lambda row: -2.0 if row["top_correlation"] is None else row["top_correlation"])
     ranked = [row["mode"] for row in reversed(best) if row["alive"]]
     chosen = (drawn or ranked)[:count]
     by_mode = {row["mode"]: row for row in rows}
+    unstable = frozenset(
+        row["mode"] for row in rows if (stable := row.get("stability")) is not None and stable < unstable_below
+    )
     dictionary = _dictionary(data, layer, quantity)
     cards = [
-        _card(data, mode, by_mode.get(mode, {}), [entry for entry in entries if entry["mode"] == mode], dictionary)
+        _card(
+            data,
+            mode,
+            by_mode.get(mode, {}),
+            [entry for entry in entries if entry["mode"] == mode],
+            dictionary,
+            unstable,
+        )
         for mode in chosen
     ]
     classes = _classes(data, layer, quantity)
     return ModeGroup(
-        quantity, quantity.partition("-")[0], cards, classes[:SHOWN_CLASSES], max(len(classes) - SHOWN_CLASSES, 0)
-    )
+        quantity, quantity.partition("-")[0], cards, classes[:SHOWN_CLASSES], unstable,
+        max(len(classes) - SHOWN_CLASSES, 0),
+    )  # fmt: skip
 
 
-def _card(data: RunData, mode: int, row: Row, entries: Sequence[Row], dictionary: Any) -> ModeCard:
+def _card(
+    data: RunData, mode: int, row: Row, entries: Sequence[Row], dictionary: Any, unstable: frozenset[int]
+) -> ModeCard:
     pictures = [_picture(data, entry) for entry in sorted(entries, key=lambda entry: entry["rank"])]
     channels = []
     if dictionary is not None and mode < len(dictionary):
@@ -121,6 +140,7 @@ def _card(data: RunData, mode: int, row: Row, entries: Sequence[Row], dictionary
         map_class=data.class_name(entries[0]["class"]) if entries else None,
         channels=channels,
         pictures=pictures,
+        unstable=mode in unstable,
     )
 
 

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from codec_dist.config import Config
 from codec_dist.report.causal import layer_curves
+from codec_dist.report.configurations import configurations
 from codec_dist.report.depth import (
     completeness_advice,
     mode_figures,
@@ -29,7 +30,8 @@ from codec_dist.report.formatting import duration, number, percent, size
 from codec_dist.report.gallery import galleries
 from codec_dist.report.reference import reference
 from codec_dist.report.run_data import RESULTS, read_run
-from codec_dist.report.saes import METRICS, sae_rows, training_charts
+from codec_dist.report.saes import criterion, reasons, sae_table, training_charts
+from codec_dist.report.tradeoff import trade_offs
 from codec_dist.utils import write_bytes_atomically
 
 SHOWN_DROPPED = 50
@@ -56,17 +58,20 @@ def build_report(run_directory: Path, config: Config, current: Collection[str] |
     """
     run_directory = Path(run_directory)
     data = read_run(run_directory, config.data.shards, current, config.store_location)
+    trained = configurations(data)
     context = {
         "title": config.report.title or config.run.name,
         "config": config,
         "data": data,
         "found": find(data),
         "statistics": statistics_figures(data),
-        "saes": sae_rows(data),
-        "sae_metrics": METRICS,
+        "saes": sae_table(data, trained),
+        "criterion": criterion(data),
+        "reasons": reasons(data, trained),
+        "tradeoffs": trade_offs(data, trained),
         "training": training_charts(data),
         "mode_figures": mode_figures(data),
-        "galleries": galleries(data, config.report.modes),
+        "galleries": galleries(data, config.report.modes, config.modes.unstable_below),
         "selectivity": selectivity_figures(data),
         "curves": layer_curves(data),
         "completeness": residual_figure(data),

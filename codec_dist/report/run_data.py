@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,12 @@ class SaeFacts:
     """Options of the architecture."""
     selected: bool
     """Whether later stages use it."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the training."""
+    channels: int | None = None
+    """Channels of the rows that it decomposes."""
+    stability: float | None = None
+    """Median over its living modes of the cosine with those matched in other seeds; None for a single seed."""
 
     @property
     def layer(self) -> str:
@@ -55,6 +61,15 @@ class SaeFacts:
     @property
     def quantity(self) -> str:
         return str(self.metrics["quantity"])
+
+    @property
+    def architecture(self) -> str:
+        return str(self.metrics["architecture"])
+
+    @property
+    def configuration(self) -> str:
+        """What it shares with its other seeds: the folder without the seed."""
+        return str(self.folder).rpartition("-s")[0]
 
     @property
     def evaluate(self) -> Mapping[str, Any]:
@@ -82,6 +97,10 @@ class RunData:
     """Stages whose results are here and are shown."""
     left_out: frozenset[str] = frozenset()
     """Stages whose results are here but belong to other settings."""
+    criterion: Mapping[str, Any] = field(default_factory=dict)
+    """By which the used SAEs were chosen; empty where it is not known."""
+    reasons: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """Why each was chosen, by layer and quantity; empty where there was no choice."""
 
     @property
     def unlabelled(self) -> bool:
@@ -136,11 +155,12 @@ def read_run(
     def table(stage: str, name: str) -> list[Row]:
         return _read_table(directory / name) if stage in shown else []
 
+    selection = _read_selection(directory / "sae") if "train" in shown else {}
     records = [directory / "stages" / f"{stage}.json" for stage in RESULTS if stage in shown]
     return RunData(
         directory=directory,
         store=read_store_facts(store, directory, "prepare" in shown) if "extract" in there & shown else None,
-        saes=_read_saes(directory / "sae") if "train" in shown else [],
+        saes=_read_saes(directory / "sae", selection) if "train" in shown else [],
         statistics=table("summarize", "modes/statistics.parquet"),
         layer_counts=table("summarize", "modes/layers.parquet"),
         classes=table("summarize", "modes/classes.parquet"),
@@ -152,6 +172,8 @@ def read_run(
         class_names=_class_names(directory / "modes" if "summarize" in shown else None, shards),
         made=frozenset(there & shown),
         left_out=frozenset(there - shown),
+        criterion=selection.get("criterion", {}),
+        reasons={(row["layer"], row["quantity"]): row["reason"] for row in selection.get("choices", [])},
     )
 
 
@@ -160,9 +182,21 @@ def quantity_kind(quantity: str) -> str:
     return quantity.partition("-")[0].partition("[")[0]
 
 
-def _read_saes(folder: Path) -> list[SaeFacts]:
+def _read_selection(folder: Path) -> dict[str, Any]:
+    """selection.json: criterion, choices and candidates; empty where there is none."""
+    selection = _read_json(folder / "selection.json", {})
+    try:
+        for row in [*selection.get("choices", []), *selection.get("saes", [])]:
+            _ = row["folder"], row["layer"], row["quantity"]
+    except (AttributeError, TypeError, KeyError) as error:
+        raise ReportError(f"{folder / 'selection.json'} tells of no choice: run `codec-dist train` again") from error
+    return dict(selection)
+
+
+def _read_saes(folder: Path, selection: Mapping[str, Any]) -> list[SaeFacts]:
     selected = _read_json(folder / "selected.json", {})
     chosen = {(folder / path).resolve() for quantities in selected.values() for path in quantities.values()}
+    stability = {row["folder"]: row.get("stability") for row in selection.get("saes", [])}
     saes = []
     for path in _sae_files(folder):
         metrics, config = _read_json(path, {}), _read_json(path.parent / "config.json", {})
@@ -170,7 +204,13 @@ def _read_saes(folder: Path) -> list[SaeFacts]:
             raise ReportError(f"{path} does not describe an SAE: run `codec-dist train` again")
         history = _read_lines(path.parent / "history.jsonl")
         options = {**config.get("options", {}), "modes": config.get("modes")}
-        saes.append(SaeFacts(path.parent, metrics, history, options, path.parent.resolve() in chosen))
+        saes.append(
+            SaeFacts(
+                path.parent, metrics, history, options, path.parent.resolve() in chosen,
+                training=config.get("details", {}).get("training") or {}, channels=config.get("channels"),
+                stability=stability.get(path.parent.relative_to(folder).as_posix()),
+            )
+        )  # fmt: skip
     return saes
 
 

@@ -1,4 +1,4 @@
-"""The trained SAEs: held-out metrics, and how they got there."""
+"""The trained SAEs: held-out metrics, how they got there, and why one of several is used."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,11 +6,24 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from codec_dist.report.charts import Axis, Line, Point, line_chart
+from codec_dist.report.configurations import Configuration
 from codec_dist.report.formatting import duration, number, percent
 from codec_dist.report.run_data import RunData, SaeFacts, quantity_kind
 
 LOWEST_DRAWN = -0.25
+MOST_LINES = 12
 KINDS = ("contribution", "activation", "random")
+
+
+@dataclass(frozen=True)
+class SaeTable:
+    """A row for every configuration: SAEs that differ only in their seed are one."""
+
+    metrics: Sequence[str]
+    """Heads of the columns of numbers."""
+    rows: Sequence["SaeRow"]
+    seeds: bool
+    """Whether anything was trained with several seeds, so that numbers are means."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +34,21 @@ class SaeRow:
     quantity: str
     kind: str
     architecture: str
-    options: str
+    settings: str
     selected: bool
     cells: Sequence[tuple[float | None, str]]
     """Value to sort by, and its text."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why an SAE is used."""
+
+    layer: str
+    quantity: str
+    kind: str
+    sae: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -33,51 +57,88 @@ class TrainingChart:
 
     layer: str
     chart: Markup
+    drawn: int
+    trained: int
 
 
-METRICS = ("modes", "EV", "L0", "dead", "cosine", "Hoyer of modes", "training")
-
-
-def sae_rows(data: RunData) -> list[SaeRow]:
-    """One row per SAE, in the order of layers."""
+def sae_table(data: RunData, configurations: Sequence[Configuration]) -> SaeTable:
+    """All SAEs, in the order of layers, those in use first."""
     order = {layer: place for place, layer in enumerate(data.layers)}
-    saes = sorted(data.saes, key=lambda sae: (order.get(sae.layer, len(order)), _place(sae), not sae.selected))
-    return [_row(sae) for sae in saes]
+    ordered = sorted(
+        configurations,
+        key=lambda one: (
+            order.get(one.first.layer, len(order)), _place(one.first), not one.selected, one.mean("l0") or 0.0,
+        ),
+    )  # fmt: skip
+    seeds = any(len(one.saes) > 1 for one in configurations)
+    metrics = ["modes", "EV", "L0", "dead", *(["stability", "seeds"] if seeds else [])]
+    metrics += ["cosine", "Hoyer of modes", "training"]
+    return SaeTable(metrics, [_row(one, seeds) for one in ordered], seeds)
+
+
+def reasons(data: RunData, configurations: Sequence[Configuration]) -> list[Reason]:
+    """Why each SAE in use was chosen; those that had no rival are left out."""
+    used = {(one.first.layer, one.first.quantity): one for one in configurations if one.selected}
+    places = {layer: place for place, layer in enumerate(data.layers)}
+    found = []
+    for (layer, quantity), reason in data.reasons.items():
+        if reason and (one := used.get((layer, quantity))) is not None:
+            name = f"{one.first.architecture}, {number(one.modes)} modes"
+            sae = f"{name}, {one.settings}" if one.settings else name
+            found.append(Reason(layer, quantity, _kind(one.first), sae, reason))
+    return sorted(found, key=lambda one: (places.get(one.layer, len(places)), one.quantity[:1] != "c", one.quantity))
+
+
+def criterion(data: RunData) -> str:
+    """The rule by which SAEs were chosen, in words."""
+    rule = data.criterion
+    if not rule:
+        return "one, named in sae/selected.json"
+    if rule.get("l0") is not None:
+        more = f" ({number(100 * rule.get('tolerance', 0), 0)} % more are let pass)" if rule.get("tolerance") else ""
+        words = f"the one with the highest EV among those with at most {rule['l0']:g} loadings per image{more}"
+    else:
+        words = f"the sparsest that keeps {100 * rule['ev_kept']:g} % of the highest EV"
+    stable = rule.get("minimum_stability")
+    return words + (f", with a stability over seeds of {stable:g} or more" if stable is not None else "")
 
 
 def training_charts(data: RunData) -> list[TrainingChart]:
-    """One small chart per layer; layers without a history are left out."""
+    """One small chart per layer; layers without a history are left out.
+
+    Of more than ``MOST_LINES`` SAEs of a layer only those in use are drawn.
+    """
     charts = []
     for layer in data.layers:
-        lines = [_line(sae) for sae in data.saes if sae.layer == layer and sae.history]
-        if lines:
+        trained = [sae for sae in data.saes if sae.layer == layer and sae.history]
+        drawn = trained if len(trained) <= MOST_LINES else [sae for sae in trained if sae.selected]
+        if drawn:
             chart = line_chart(
-                lines,
+                [_line(sae) for sae in drawn],
                 Axis("epoch"),
                 Axis("EV on select", cover=(0, 1)),
                 label=f"Explained variance on the select part over epochs, SAEs of {layer}",
                 size=(300, 190),
                 named=False,
             )
-            charts.append(TrainingChart(layer, chart))
+            charts.append(TrainingChart(layer, chart, len(drawn), len(trained)))
     return charts
 
 
-def _row(sae: SaeFacts) -> SaeRow:
-    report, seconds = sae.evaluate, (sae.metrics.get("training") or {}).get("seconds")
-    modes = sae.options.get("modes")
-    cells = [
-        (modes, number(modes)),
-        (report.get("ev"), number(report.get("ev"), 3)),
-        (report.get("l0"), number(report.get("l0"), 2)),
-        (report.get("dead_fraction"), percent(report.get("dead_fraction"))),
-        (report.get("cosine"), number(report.get("cosine"), 3)),
-        (report.get("hoyer_dictionary"), number(report.get("hoyer_dictionary"), 2)),
-        (seconds, duration(seconds) if seconds is not None else "–"),
-    ]
-    options = ", ".join(f"{name} = {value}" for name, value in sae.options.items() if value is not None)
+def _row(one: Configuration, seeds: bool) -> SaeRow:
+    times = [(sae.metrics.get("training") or {}).get("seconds") for sae in one.saes]
+    known = [time for time in times if time is not None]
+    seconds = sum(known) if known else None
+    ev, l0, dead = (one.mean(name) for name in ("ev", "l0", "dead_fraction"))
+    cosine, hoyer = one.mean("cosine"), one.mean("hoyer_dictionary")
+    cells = [(one.modes, number(one.modes)), (ev, number(ev, 3)), (l0, number(l0, 2)), (dead, percent(dead))]
+    if seeds:
+        cells += [(one.stability, number(one.stability)), (len(one.saes), number(len(one.saes)))]
+    cells += [(cosine, number(cosine, 3)), (hoyer, number(hoyer, 2))]
+    cells.append((seconds, duration(seconds) if seconds is not None else "–"))
+    first = one.first
     return SaeRow(
-        sae.layer, sae.quantity, _kind(sae), str(sae.metrics["architecture"]), options, sae.selected, cells
+        first.layer, first.quantity, _kind(first), first.architecture, one.settings, one.selected, cells
     )  # fmt: skip
 
 

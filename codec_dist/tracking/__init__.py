@@ -5,6 +5,7 @@ One process writes at a time: the driver of a stage, or rank 0 of a training.
 
 from codec_dist.tracking.errors import TrackingError
 from codec_dist.tracking.journal import MetricsJournal, read_metrics
+from codec_dist.tracking.runs import RunSeries, WandbRun
 from codec_dist.tracking.tracker import Tracker
 
-__all__ = ["MetricsJournal", "Tracker", "TrackingError", "read_metrics"]
+__all__ = ["MetricsJournal", "RunSeries", "Tracker", "WandbRun", "TrackingError", "read_metrics"]

@@ -72,14 +72,17 @@ class Tracker:
                 self._journal.close()
                 self._journal = None
 
-    def log(self, metrics: Mapping[str, float], *, step: int | None = None, axis: str = "step") -> None:
+    def log(
+        self, metrics: Mapping[str, float], *, step: int | None = None, axis: str = "step", journal_only: bool = False
+    ) -> None:
         """Log numbers at a point of an axis: ``axis`` names it (``epoch``, ``shard``), ``step`` is the point.
 
         Steps need not grow from call to call, so several series may follow one another. Keep names few
-        (W&B takes 10,000 per project): none per channel or mode.
+        (W&B takes 10,000 per project): none per channel or mode. With ``journal_only`` they go to
+        metrics.jsonl alone, for what gets a W&B run of its own.
         """
         self._write({"axis": axis, "step": step, "metrics": dict(metrics)})
-        if self._wandb is not None:
+        if self._wandb is not None and not journal_only:
             self._wandb.log(_numbers(metrics), step, axis)
 
     def summary(self, metrics: Mapping[str, float]) -> None:
@@ -89,9 +92,24 @@ class Tracker:
             self._wandb.summary(_numbers(metrics))
 
     def histogram(
-        self, name: str, values: ArrayLike, bins: int = 64, *, step: int | None = None, axis: str = "step"
+        self,
+        name: str,
+        values: ArrayLike,
+        bins: int = 64,
+        *,
+        step: int | None = None,
+        axis: str = "step",
+        journal_only: bool = False,
     ) -> None:
         """Log the distribution of ``values`` [any shape] in at most 512 bins; values not finite are left out.
+
+        Args:
+            name: as for :meth:`log`.
+            values: numbers.
+            bins: of equal width between the smallest and the largest value.
+            step: as for :meth:`log`.
+            axis: as for :meth:`log`.
+            journal_only: as for :meth:`log`.
 
         Raises:
             TrackingError: fewer than 1 bin or more than 512.
@@ -103,7 +121,7 @@ class Tracker:
         counts, edges = np.histogram(numbers, bins=bins)
         record = {"name": name, "counts": counts.tolist(), "edges": edges.tolist()}
         self._write({"axis": axis, "step": step, "histogram": record})
-        if self._wandb is not None and len(numbers):
+        if self._wandb is not None and len(numbers) and not journal_only:
             self._wandb.histogram(name, counts, edges, step, axis)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:

@@ -19,6 +19,7 @@ from codec_dist.training.plan import is_finished
 from codec_dist.training.ranks import Ranks
 from codec_dist.training.resume import find_cohorts
 from codec_dist.training.rows import LayerRows
+from codec_dist.training.sae_runs import runs_apart
 from codec_dist.training.spool import Spool, replay
 from codec_dist.training.task import TrainingTask
 
@@ -135,7 +136,7 @@ class _TrackedLogbook:
         self._tracker = Tracker(task.directory, task.tracking, stage="train", group=task.name, config=_settings(task))
 
     def __enter__(self) -> Logbook:
-        return Logbook(self._tracker.__enter__(), self._task.scratch)
+        return Logbook(self._tracker.__enter__(), self._task.scratch, runs_apart(self._task.tracking, self._task.jobs))
 
     def __exit__(self, *error: Any) -> None:
         self._tracker.__exit__(*error)

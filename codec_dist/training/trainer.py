@@ -23,6 +23,7 @@ from codec_dist.training.parts import read_parts
 from codec_dist.training.plan import SaeJob, is_finished, plan_jobs
 from codec_dist.training.rank import train_on_rank
 from codec_dist.training.ranks import Ranks
+from codec_dist.training.sae_runs import write_sae_runs
 from codec_dist.training.selection import select_saes
 from codec_dist.training.spool import read_all_progress
 from codec_dist.training.task import TrainingTask
@@ -114,6 +115,7 @@ def train_saes(
     for job in jobs:
         _check_folder(job, folders[job])
     chosen = select_saes(directory / "sae", list(folders.values()), sae.selection)
+    write_sae_runs(directory, tracking, name, jobs, chosen)
     return _collect(jobs, folders, finished, set(chosen.values()))
 
 

@@ -23,6 +23,7 @@ COMMANDS = [
     ["store", "import"],
     ["store", "export"],
     ["config", "show"],
+    ["config", "packaged"],
     ["config", "schema"],
     ["config", "keys"],
 ]
@@ -119,3 +120,14 @@ def test_bad_commands_are_one_line_and_exit_code_2(words: list[str], capsys: pyt
 def test_debug_shows_where(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["extract", str(config) + ".gone", "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_packaged_configs_are_named_and_printed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["config", "packaged"]) == 0
+    assert "sweep" in capsys.readouterr().out.splitlines()
+    assert main(["config", "packaged", "sweep"]) == 0
+    (tmp_path / "sweep.yaml").write_text(capsys.readouterr().out)
+    assert main(["config", "show", str(tmp_path / "sweep.yaml"), "--run.seed", "3"]) == 0
+    assert "threshold" in capsys.readouterr().out
+    assert main(["config", "packaged", "swep"]) == 2
+    assert "did you mean sweep" in capsys.readouterr().err

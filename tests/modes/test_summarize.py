@@ -23,6 +23,7 @@ from codec_dist.modes import (
     statistics_kinds,
     summarize_shards,
     summary_tasks,
+    write_stability,
     write_statistics,
 )
 from codec_dist.sae import SparseAutoencoder, build
@@ -85,6 +86,9 @@ class Run:
             for folder in folders.values():
                 sae = build("topk", {"modes": 12, "k": 3}, LAYERS[layer], seed=number)
                 sae.save(path / "sae" / folder)
+        # One of the SAEs was trained with other seeds, and its first mode is dead.
+        self.stability = torch.tensor([torch.nan, *(place / 10 for place in range(11))], dtype=torch.float64)
+        write_stability(path / "sae" / self.selected[LAYER][QUANTITY], self.stability, {})
 
     def loadings(self, layer, quantity):
         sae = SparseAutoencoder.load(self.path / "sae" / self.selected[layer][quantity])
@@ -167,8 +171,9 @@ def test_modes_file_equals_one_look_at_all_evaluate_rows(run, modes, unit):
     if unit == "mode":
         dictionary = SparseAutoencoder.load(run.path / "sae" / run.selected[LAYER][QUANTITY]).dictionary
         same([row["hoyer"] for row in rows], hoyer(dictionary).tolist())
+        same([row["stability"] for row in rows], run.stability.tolist())
     else:
-        assert {row["hoyer"] for row in rows} == {None}
+        assert {row["hoyer"] for row in rows} == {row["stability"] for row in rows} == {None}
         assert not rows[0]["alive"]
 
 
@@ -384,3 +389,11 @@ def test_unknown_names_are_answered_with_the_nearest(modes):
         entry.images(12)
     with pytest.raises(ModesError, match="unknown concept 'smal'"):
         entry.top_modes_of_concept("smal")
+
+
+def test_stability_is_kept_with_the_modes_of_an_sae_that_has_other_seeds(run, modes):
+    summary = ModeSummary.load(modes)
+    found = summary.modes(LAYER, QUANTITY).stability
+    torch.testing.assert_close(found, run.stability, rtol=0, atol=1e-6, equal_nan=True)
+    assert summary.modes(LAYER, "activation-positive").stability is None
+    assert summary.channels(LAYER, QUANTITY).stability is None

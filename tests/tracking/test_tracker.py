@@ -17,7 +17,7 @@ from PIL import Image
 from wandb.proto.wandb_internal_pb2 import Record
 
 from codec_dist.config import TrackingSection
-from codec_dist.tracking import Tracker, TrackingError, read_metrics
+from codec_dist.tracking import RunSeries, Tracker, TrackingError, read_metrics
 
 OFFLINE = TrackingSection()
 DISABLED = TrackingSection(mode="disabled")
@@ -326,3 +326,40 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         Tracker(tmp_path / "file", DISABLED, stage="s", group="g", config={}),
     ):
         pass
+
+
+def test_a_series_leaves_a_complete_file_for_each_run_and_no_service_behind(tmp_path: Path) -> None:
+    with RunSeries(tmp_path, OFFLINE, stage="sae", group="digits") as series:
+        for number in range(3):
+            with series.run(f"sae {number}", {"k": number}) as run:
+                run.log({"ev": number / 2}, 7, "epoch")
+    files = offline_files(tmp_path)
+    assert len(files) == 3
+    for file in files:
+        assert list(records(file))[-1].HasField("exit")
+        started = next(record.run for record in records(file) if record.HasField("run"))
+        number = int(started.display_name.removeprefix("sae "))
+        assert (started.job_type, started.run_group) == ("sae", "digits")
+        assert [row["ev"] for row in history(file) if "ev" in row] == [number / 2]
+    assert "WANDB_SERVICE" not in os.environ
+
+
+def test_a_series_within_a_tracker_leaves_the_trackers_run_open(tmp_path: Path) -> None:
+    with Tracker(tmp_path, OFFLINE, stage="train", group="digits", config={}) as tracker:
+        with RunSeries(tmp_path, OFFLINE, stage="sae", group="digits") as series, series.run("one", {}) as run:
+            run.log({"ev": 0.5}, 1, "epoch")
+        tracker.log({"after": 1.0}, step=1, axis="epoch")
+    found = {name for file in offline_files(tmp_path) for row in history(file) for name in row}
+    assert {"ev", "after"} <= found
+
+
+def test_what_is_for_the_journal_only_does_not_reach_wandb(tmp_path: Path) -> None:
+    with Tracker(tmp_path, OFFLINE, stage="train", group="digits", config={}) as tracker:
+        tracker.log({"hidden": 1.0, "also": 2.0}, step=1, axis="epoch", journal_only=True)
+        tracker.histogram("hidden/histogram", [1.0, 2.0], step=1, axis="epoch", journal_only=True)
+        tracker.log({"shown": 1.0}, step=1, axis="epoch")
+    (file,) = offline_files(tmp_path)
+    assert {name for row in history(file) for name in row if not name.startswith("_")} == {"shown", "epoch"}
+    entries = list(read_metrics(tmp_path / "metrics.jsonl"))
+    assert [entry["metrics"] for entry in entries if "metrics" in entry] == [{"hidden": 1.0, "also": 2.0}, {"shown": 1}]
+    assert [entry["histogram"]["name"] for entry in entries if "histogram" in entry] == ["hidden/histogram"]
