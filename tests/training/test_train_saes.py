@@ -104,7 +104,7 @@ def test_a_rank_that_dies_is_replaced_and_the_weights_are_the_same(
     killed: list[int] = []
 
     def kill_a_rank() -> None:
-        while not any(disturbed.glob("sae/*/*/*/resume.pt")):
+        while not any(disturbed.glob("sae/*/*/resume-*.safetensors")):
             time.sleep(0.01)
         killed.append(_pids_of_ranks()[-1])
         os.kill(killed[0], signal.SIGKILL)
@@ -147,12 +147,12 @@ def test_an_interrupted_training_says_so_and_is_resumed(
     values = json.dumps([group.model_dump(mode="json") for group in groups])
     words = [sys.executable, "-c", INTERRUPTED_RUN, str(run), ray_cluster.address, values]
     with subprocess.Popen(words, start_new_session=True) as process:
-        while not any(run.glob("sae/*/*/*/resume.pt")):
+        while not any(run.glob("sae/*/*/resume-*.safetensors")):
             assert process.poll() is None, "the training ended before it could be interrupted"
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         assert process.wait(100) == 130
-    assert any(run.glob("sae/*/*/*/resume.pt"))
+    assert any(run.glob("sae/*/*/resume-*.safetensors"))
     assert not (run / "sae/selected.json").exists()
     assert not (run / "sae/.train").exists()
     before = signal.getsignal(signal.SIGINT)
