@@ -103,6 +103,8 @@ def train_saes(
     _check_options(jobs)
     folders = {job: directory / "sae" / job.folder for job in jobs}
     finished = {job for job in jobs if is_finished(folders[job])}
+    for job in finished:
+        _check_folder(job, folders[job])
     if len(finished) < len(jobs):
         task = TrainingTask(
             directory.resolve(), store_path.resolve(), split_path.resolve(), tuple(jobs), name, seed,
@@ -133,6 +135,17 @@ def _check_options(jobs: Sequence[SaeJob]) -> None:
                 build(job.architecture, job.options, job.channels)
         except SaeError as error:
             raise SaeError(f"{job.layer} ({job.channels} channels): {error}") from error
+
+
+def _check_folder(job: SaeJob, folder: Path) -> None:
+    """Refuse a folder that holds another SAE than its name says."""
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    found = (config.get("architecture"), config.get("channels"))
+    if found != (job.architecture, job.channels):
+        raise TrainingError(
+            f"{folder} holds an SAE of architecture {found[0]!r} and {found[1]} channels in place of "
+            f"{job.architecture!r} and {job.channels}: remove it, train again"
+        )
 
 
 def _train(task: TrainingTask, cluster: ClusterSection) -> None:
@@ -279,7 +292,6 @@ def _explain(task: TrainingTask, ranks: int, error: Exception) -> TrainingError:
 def _collect(jobs: Sequence[SaeJob], folders: dict[SaeJob, Path], finished: set[SaeJob]) -> list[TrainedSae]:
     evs: dict[SaeJob, tuple[float, float]] = {}
     for job in jobs:
-        _check_folder(job, folders[job])
         try:
             metrics = read_json(folders[job] / "metrics.json")
             select, evaluate = metrics["select"]["ev"], metrics["evaluate"]["ev"]
@@ -298,17 +310,6 @@ def _collect(jobs: Sequence[SaeJob], folders: dict[SaeJob, Path], finished: set[
         )
         for job in jobs
     ]
-
-
-def _check_folder(job: SaeJob, folder: Path) -> None:
-    """Refuse a folder that holds another SAE than its name says."""
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    found = (config.get("architecture"), config.get("channels"))
-    if found != (job.architecture, job.channels):
-        raise TrainingError(
-            f"{folder} holds an SAE of architecture {found[0]!r} and {found[1]} channels in place of "
-            f"{job.architecture!r} and {job.channels}: remove it, train again"
-        )
 
 
 def _write_selected(folder: Path, trained: Sequence[TrainedSae]) -> None:
