@@ -25,9 +25,9 @@ from codec_dist.training import TrainedSae, TrainingError, train_saes
 Groups = Callable[..., tuple[SaeGroup, ...]]
 
 
-def train(run: Path, groups: tuple[SaeGroup, ...], **changes: object) -> list[TrainedSae]:
+def train(run: Path, groups: tuple[SaeGroup, ...], spread: str = "rows", **changes: object) -> list[TrainedSae]:
     cluster = ClusterSection(**changes)
-    sae = SaeSection(groups=groups, evaluations=2, checkpoints=2)
+    sae = SaeSection(groups=groups, evaluations=2, checkpoints=2, spread=spread)
     disabled = TrackingSection(mode="disabled")
     return train_saes(run / "store", run / "split.parquet", groups, sae, run, 7, cluster, disabled, name="test")
 
@@ -84,13 +84,15 @@ def _check_metrics_file(run: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.parametrize("spread", ["rows", "bundles"])
 def test_a_fault_inside_the_ranks_is_one_clear_line(
-    make_run: Callable[..., Path], make_groups: Groups, ray_cluster: object
+    make_run: Callable[..., Path], make_groups: Groups, ray_cluster: object, spread: str
 ) -> None:
+    """With whole bundles the other rank has nothing to train, and waits."""
     run = make_run(layers={"blocks.1": 12})
     wild = make_groups()[0].model_copy(update={"training": TrainingSettings(epochs=2, learning_rate=1e38)})
     with pytest.raises(TrainingError, match="lower its learning_rate"):
-        train(run, (wild,))
+        train(run, (wild,), spread)
     assert not (run / "sae/.train").exists()
 
 
