@@ -74,7 +74,7 @@ def summarize_shards(inputs: FoldInputs, task: SummaryTask, shards: Sequence[int
         ModesError: an SAE of another number of channels, a label that is no class, samples without a part.
     """
     store, samples = _open(inputs)
-    channels = store.layers[task.layer]
+    channels = store.width(task.layer, task.quantity)
     sae = None if task.sae is None else _load_sae(task, channels)
     summary = LayerSummary(channels, None if sae is None else sae.modes, inputs.classes, inputs.images)
     for block in store.blocks(task.layer, task.quantity, shards):

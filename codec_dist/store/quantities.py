@@ -9,6 +9,7 @@ from codec_dist.utils import escape_name, suggestion
 
 KINDS = ("contribution", "activation", "gradient")
 SIGNS = ("positive", "negative")
+DERIVED = ("net", "both")
 STORABLE = tuple(f"{kind}-{sign}" for kind in KINDS for sign in SIGNS)
 
 
@@ -70,23 +71,22 @@ def canonical_name(name: str, stored: dict[str, Quantity]) -> str:
 
 
 def terms_of(name: str, stored: dict[str, Quantity]) -> tuple[str, ...]:
-    """The stored quantities whose sum is the quantity ``name``: itself, or both signs of a ``-net``.
+    """The stored quantities that make the quantity ``name``: itself, or both signs.
+
+    Of a ``-net`` they are summed, of a ``-both`` they lie side by side.
 
     Raises:
         StoreError: the store does not hold what is asked; the nearest names are given.
     """
     base, _, sign = name.rpartition("-")
-    terms = [f"{base}-{each}" for each in SIGNS] if sign == "net" else [name]
+    terms = [f"{base}-{each}" for each in SIGNS] if sign in DERIVED else [name]
     terms = [canonical_name(term, stored) for term in terms]
     if all(term in stored for term in terms):
         return tuple(terms)
-    known = [*stored, *(net for net in map(_net_of, stored) if all(term in stored for term in _signs_of(net)))]
+    complete = [base for base in map(_base_of, stored) if all(f"{base}-{each}" in stored for each in SIGNS)]
+    known = [*stored, *(f"{base}-{each}" for base in complete for each in DERIVED)]
     raise StoreError(f"the store holds no quantity {name!r}: {suggestion(name, set(known))}")
 
 
-def _net_of(name: str) -> str:
-    return name.rpartition("-")[0] + "-net"
-
-
-def _signs_of(net: str) -> list[str]:
-    return [f"{net.rpartition('-')[0]}-{sign}" for sign in SIGNS]
+def _base_of(name: str) -> str:
+    return name.rpartition("-")[0]

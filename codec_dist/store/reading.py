@@ -75,8 +75,17 @@ class ContributionStore:
 
     @property
     def quantities(self) -> tuple[str, ...]:
-        """Names of the stored quantities; ``-net`` is derived from both signs of one."""
+        """Names of the stored quantities; ``-net`` and ``-both`` are derived from both signs of one."""
         return tuple(self._layout.quantities)
+
+    def width(self, layer: str, quantity: str) -> int:
+        """Numbers in a row: the layer's channels, or twice as many where both signs lie side by side.
+
+        Raises:
+            StoreError: as :meth:`blocks`.
+        """
+        terms = self._terms(layer, quantity)
+        return self._layout.channels(layer) * (len(terms) if _side_by_side(quantity) else 1)
 
     @property
     def stored(self) -> dict[str, Quantity]:
@@ -130,9 +139,9 @@ class ContributionStore:
             StoreError: unknown layer or quantity (the nearest names are given), a shard that is not
                 done, or a block that does not match its checksum.
         """
-        terms = self._terms(layer, quantity)
+        self._terms(layer, quantity)
         numbers = self._checked(shards)
-        return (Block(number, self._starts[number], self._read_block(layer, terms, number)) for number in numbers)
+        return (Block(number, self._starts[number], self._read_block(layer, quantity, number)) for number in numbers)
 
     def chunk_names(
         self,
@@ -180,7 +189,7 @@ class ContributionStore:
         Args:
             names: e.g. from :meth:`chunk_names`.
             in_memory: chunks that are held at once: the one given last, those that wait, and those being read.
-                A chunk of a ``-net`` quantity counts twice. At least the given one and the next are held.
+                A chunk of a ``-net`` or ``-both`` quantity counts twice. At least the given one and the next are held.
             threads: chunks that are read at once.
 
         Raises:
@@ -219,7 +228,7 @@ class ContributionStore:
         names = self.chunk_names([layer], [quantity])
         bounds = [*(self.rows_of(name)[0] for name in names), len(self)]
         spread = spread_rows(chosen, bounds)
-        result = np.empty((len(chosen), self._layout.channels(layer)), self._layout.dtype)
+        result = np.empty((len(chosen), self.width(layer, quantity)), self._layout.dtype)
         chunks = self.chunks(names[number] for number, _, _ in spread)
         for chunk, (_, places, rows) in zip(chunks, spread, strict=True):
             result[places] = chunk.values[rows]
@@ -298,13 +307,23 @@ class ContributionStore:
     def _read_chunk(self, name: ChunkName) -> Chunk:
         marker = self._markers[name.shard_number]
         terms = self._terms(name.layer, name.quantity)
-        first, *others = (self._chunks.read_chunk(marker, name.layer, term, name.part) for term in terms)
-        for other in others:
-            first += other
-        return Chunk(name, self.rows_of(name)[0], first)
+        arrays = (self._chunks.read_chunk(marker, name.layer, term, name.part) for term in terms)
+        return Chunk(name, self.rows_of(name)[0], _joined(name.quantity, arrays))
 
-    def _read_block(self, layer: str, terms: tuple[str, ...], number: int) -> np.ndarray:
-        first, *others = (self._chunks.read_block(self._markers[number], layer, term) for term in terms)
-        for other in others:
-            first += other
-        return first
+    def _read_block(self, layer: str, quantity: str, number: int) -> np.ndarray:
+        terms = self._terms(layer, quantity)
+        return _joined(quantity, (self._chunks.read_block(self._markers[number], layer, term) for term in terms))
+
+
+def _side_by_side(quantity: str) -> bool:
+    return quantity.endswith("-both")
+
+
+def _joined(quantity: str, arrays: Iterable[np.ndarray]) -> np.ndarray:
+    """The rows of a quantity from those of the stored ones that make it."""
+    if _side_by_side(quantity):
+        return np.concatenate(list(arrays), axis=1)
+    first, *others = arrays
+    for other in others:
+        first += other
+    return first

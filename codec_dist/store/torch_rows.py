@@ -125,7 +125,7 @@ class RowDataset(IterableDataset[RowBatch]):
         names = store.chunk_names(self._layers, self._quantities, seed=seed)
         groups = [list(group) for _, group in groupby(names, key=lambda name: name[:2])]
         mine = [group for group in groups[number::sharers] if len(self._kept(store, group[0]))]
-        weight = sum(2 if name.quantity.endswith("-net") else 1 for name in mine[0]) if mine else 1
+        weight = sum(2 if name.quantity.endswith(("-net", "-both")) else 1 for name in mine[0]) if mine else 1
         in_window = self._in_memory // 2
         chunks = store.chunks(chain.from_iterable(mine), in_memory=(self._in_memory - in_window) * weight)
         window: list[_Rows] = []

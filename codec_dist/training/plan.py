@@ -130,9 +130,12 @@ def _job(
 
 
 def _in_digest(settings: TrainingSettings) -> dict[str, Any]:
-    """Settings that came later are left out where they are off, so that SAEs from before keep their names."""
+    """Without what changes results by rounding at most, as the number of ranks does.
+
+    Settings that came later are left out where they are off, so that SAEs from before keep their names.
+    """
     fields = TrainingSettings.model_fields
-    values = settings.model_dump(mode="json")
+    values = settings.model_dump(mode="json", exclude={"divide"})
     return {name: value for name, value in values.items() if name in FIRST_SETTINGS or value != fields[name].default}
 
 

@@ -105,6 +105,8 @@ def train_saes(
     _check_options(jobs)
     folders = {job: directory / "sae" / job.folder for job in jobs}
     finished = {job for job in jobs if is_finished(folders[job])}
+    for job in finished:
+        _check_folder(job, folders[job])
     if len(finished) < len(jobs):
         task = TrainingTask(
             directory.resolve(), store_path, split_path.resolve(), tuple(jobs), name, seed,
@@ -112,8 +114,6 @@ def train_saes(
             sae.spread == "bundles", bytes_for_rows,
         )  # fmt: skip
         _train(task, cluster)
-    for job in jobs:
-        _check_folder(job, folders[job])
     chosen = select_saes(directory / "sae", list(folders.values()), sae.selection)
     write_sae_runs(directory, tracking, name, jobs, chosen)
     return _collect(jobs, folders, finished, set(chosen.values()))
@@ -137,6 +137,17 @@ def _check_options(jobs: Sequence[SaeJob]) -> None:
                 build(job.architecture, job.options, job.channels)
         except SaeError as error:
             raise SaeError(f"{job.layer} ({job.channels} channels): {error}") from error
+
+
+def _check_folder(job: SaeJob, folder: Path) -> None:
+    """Refuse a folder that holds another SAE than its name says."""
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    found = (config.get("architecture"), config.get("channels"))
+    if found != (job.architecture, job.channels):
+        raise TrainingError(
+            f"{folder} holds an SAE of architecture {found[0]!r} and {found[1]} channels in place of "
+            f"{job.architecture!r} and {job.channels}: remove it, train again"
+        )
 
 
 def _train(task: TrainingTask, cluster: ClusterSection) -> None:
@@ -299,14 +310,3 @@ def _collect(
         )
         for job in jobs
     ]
-
-
-def _check_folder(job: SaeJob, folder: Path) -> None:
-    """Refuse a folder that holds another SAE than its name says."""
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    found = (config.get("architecture"), config.get("channels"))
-    if found != (job.architecture, job.channels):
-        raise TrainingError(
-            f"{folder} holds an SAE of architecture {found[0]!r} and {found[1]} channels in place of "
-            f"{job.architecture!r} and {job.channels}: remove it, train again"
-        )

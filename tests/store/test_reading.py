@@ -53,6 +53,9 @@ def test_what_was_written_is_read(tmp_path_factory, monkeypatch, make_plan, coun
             layer, "contribution[top_5]-negative"
         )
         np.testing.assert_array_equal(store.read(layer, "contribution[top_5]-net"), net)
+        both = store.read(layer, "contribution[top_5]-both")
+        assert both.shape[1] == store.width(layer, "contribution[top_5]-both") == 2 * store.layers[layer]
+        np.testing.assert_array_equal(both[:, : store.layers[layer]] + both[:, store.layers[layer] :], net)
 
 
 @MODEST

@@ -38,16 +38,17 @@ BATCHTOPK = SaeGroup(
     quantities=("contribution-positive",),
     training=FAST,
 )
-# Everything that a resume state has to remember: two stacks, one of which resamples, ends and loses members.
+# Everything that a resume state has to remember; one of the stacks of stsae ends before the other.
+RESAMPLED = {"hidden": 8, "threshold": 0.5, "dropout": 0.2, "dead_window": 60, "resample_every": 130}
 STACKS = (
     SaeGroup(
-        architecture=Choice(name="stsae", options={"hidden": 8, "threshold": 0.5, "dropout": 0.2, "dead_window": 60}),
-        grid={"l1": (0.001, 0.1), "resample_every": (None, 130), "training.epochs": (9, 13)},
+        architecture=Choice(name="stsae", options=RESAMPLED),
+        grid={"l1": (0.001, 0.1), "training.epochs": (9, 13)},
         layers=("blocks.1",),
         quantities=("contribution-positive",),
         training=TrainingSettings(epochs=13, batch_size=16, learning_rate=0.01, schedule="plateau", patience=1),
     ),
-    BATCHTOPK.model_copy(update={"seeds": (0, 5)}),
+    BATCHTOPK,
 )
 
 
@@ -136,31 +137,39 @@ def two_ranks(
 
 
 @pytest.fixture(scope="module")
-def one_rank(
+def exact(
     tmp_path_factory: pytest.TempPathFactory,
     make_run_in: Callable[..., Path],
     make_groups: Groups,
     make_task: Callable[..., TrainingTask],
-) -> Tasks:
-    """The same by one rank: in float64, and in float32 with what is to be resumed."""
-    folder = tmp_path_factory.mktemp("one-rank")
-    exact = (*make_groups(epochs=13, dropout=0), BATCHTOPK)
-    tasks = {
-        "exact": make_task(make_run_in(folder, dtype="float64", name="exact"), exact, dtype="float64"),
-        "stacks": make_task(make_run_in(folder, name="stacks"), STACKS),
-    }
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    for task in tasks.values():
-        train_on_rank(task, Ranks())
-    torch.set_num_threads(threads)
-    return tasks
+) -> TrainingTask:
+    """By one rank, in float64."""
+    folder = tmp_path_factory.mktemp("exact")
+    groups = (*make_groups(epochs=13, dropout=0), BATCHTOPK)
+    return by_one_rank(make_task(make_run_in(folder, dtype="float64"), groups, dtype="float64"))
 
 
+@pytest.fixture(scope="module")
+def stacks(
+    tmp_path_factory: pytest.TempPathFactory,
+    make_run_in: Callable[..., Path],
+    make_task: Callable[..., TrainingTask],
+) -> TrainingTask:
+    """By one rank, in float32, without an interruption."""
+    return by_one_rank(make_task(make_run_in(tmp_path_factory.mktemp("stacks")), STACKS))
+
+
+def by_one_rank(task: TrainingTask) -> TrainingTask:
+    (rank,) = start([(task, None)], task.directory)
+    assert rank.wait(timeout=500) == 0
+    return task
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", ["rows", "bundles"])
-def test_two_ranks_give_the_result_of_one(spread: str, two_ranks: Tasks, one_rank: Tasks) -> None:
+def test_two_ranks_give_the_result_of_one(spread: str, two_ranks: Tasks, exact: TrainingTask) -> None:
     """52 steps; with the threshold of BatchTopK, AuxK and dead windows of global batches."""
-    together, alone = two_ranks[spread], one_rank["exact"]
+    together, alone = two_ranks[spread], exact
     assert_same(together, alone, tolerance=1e-6)
     assert all("threshold_sums" in tensors for label, tensors in weights(alone).items() if "batchtopk" in label)
     for found, expected in zip(metrics(together), metrics(alone), strict=True):
@@ -169,11 +178,12 @@ def test_two_ranks_give_the_result_of_one(spread: str, two_ranks: Tasks, one_ran
         assert found["modes_class_correlated"] == expected["modes_class_correlated"]
 
 
+@pytest.mark.slow
 def test_a_divided_dictionary_gives_the_result_of_one_device_and_is_saved_whole(
-    two_ranks: Tasks, one_rank: Tasks
+    two_ranks: Tasks, exact: TrainingTask
 ) -> None:
     """Although it was interrupted and resumed."""
-    divided, alone = two_ranks["divided"], one_rank["exact"]
+    divided, alone = two_ranks["divided"], exact
     expected = {label: tensors for label, tensors in weights(alone).items() if label.startswith("blocks.1")}
     assert len(expected) == 6
     assert weights(divided).keys() == expected.keys()
@@ -184,14 +194,16 @@ def test_a_divided_dictionary_gives_the_result_of_one_device_and_is_saved_whole(
         assert SparseAutoencoder.load(divided.folder(job)).dictionary.shape[0] in (10, 11, 36)
 
 
+@pytest.mark.slow
 def test_what_two_ranks_train_is_resumed_bit_by_bit(two_ranks: Tasks) -> None:
     assert_same(two_ranks["interrupted"], two_ranks["straight"])
     for one, other in zip(two_ranks["interrupted"].jobs, two_ranks["straight"].jobs, strict=True):
         assert history(two_ranks["interrupted"], one)[-1]["ev"] == history(two_ranks["straight"], other)[-1]["ev"]
 
 
-def test_bundles_of_two_ranks_are_resumed_bit_by_bit(two_ranks: Tasks, one_rank: Tasks) -> None:
-    assert_same(two_ranks["interrupted bundles"], one_rank["stacks"])
+@pytest.mark.slow
+def test_bundles_of_two_ranks_are_resumed_bit_by_bit(two_ranks: Tasks, stacks: TrainingTask) -> None:
+    assert_same(two_ranks["interrupted bundles"], stacks)
     assert not list(two_ranks["interrupted bundles"].scratch.glob("spool-*"))
     entries = [
         json.loads(line)["metrics"]
@@ -204,7 +216,7 @@ def test_bundles_of_two_ranks_are_resumed_bit_by_bit(two_ranks: Tasks, one_rank:
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_training_interrupted_twice_continues_bit_by_bit(
-    make_run: Callable[..., Path], make_task: Callable[..., TrainingTask], one_rank: Tasks
+    make_run: Callable[..., Path], make_task: Callable[..., TrainingTask], stacks: TrainingTask
 ) -> None:
     task = make_task(make_run(name="interrupted"), STACKS, checkpoints=12)
     random = Random(time.time_ns())
@@ -213,9 +225,9 @@ def test_a_training_interrupted_twice_continues_bit_by_bit(
             train_on_rank(task, Ranks())
         assert list((task.directory / "sae").glob(f"*/*/{PATTERN}")), f"interrupted at step {step}"
     train_on_rank(task, Ranks())
-    assert_same(task, one_rank["stacks"])
-    for one, other in zip(task.jobs, one_rank["stacks"].jobs, strict=True):
-        found, expected = history(task, one), history(one_rank["stacks"], other)
+    assert_same(task, stacks)
+    for one, other in zip(task.jobs, stacks.jobs, strict=True):
+        found, expected = history(task, one), history(stacks, other)
         assert [entry["epoch"] for entry in found] == [entry["epoch"] for entry in expected]
         for name in ("ev", "l0", "learning_rate"):
             assert found[-1][name] == expected[-1][name]

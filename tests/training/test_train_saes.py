@@ -25,9 +25,9 @@ from codec_dist.training import TrainedSae, TrainingError, train_saes
 Groups = Callable[..., tuple[SaeGroup, ...]]
 
 
-def train(run: Path, groups: tuple[SaeGroup, ...], **changes: object) -> list[TrainedSae]:
+def train(run: Path, groups: tuple[SaeGroup, ...], spread: str = "rows", **changes: object) -> list[TrainedSae]:
     cluster = ClusterSection(**changes)
-    sae = SaeSection(groups=groups, evaluations=2, checkpoints=2)
+    sae = SaeSection(groups=groups, evaluations=2, checkpoints=2, spread=spread)
     disabled = TrackingSection(mode="disabled")
     return train_saes(run / "store", run / "split.parquet", groups, sae, run, 7, cluster, disabled, name="test")
 
@@ -89,13 +89,15 @@ def _check_metrics_file(run: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.parametrize("spread", ["rows", "bundles"])
 def test_a_fault_inside_the_ranks_is_one_clear_line(
-    make_run: Callable[..., Path], make_groups: Groups, ray_cluster: object
+    make_run: Callable[..., Path], make_groups: Groups, ray_cluster: object, spread: str
 ) -> None:
+    """With whole bundles the other rank has nothing to train, and waits."""
     run = make_run(layers={"blocks.1": 12})
     wild = make_groups()[0].model_copy(update={"training": TrainingSettings(epochs=2, learning_rate=1e38)})
     with pytest.raises(TrainingError, match="lower its learning_rate"):
-        train(run, (wild,))
+        train(run, (wild,), spread)
     assert not (run / "sae/.train").exists()
 
 
@@ -109,7 +111,7 @@ def test_a_rank_that_dies_is_replaced_and_the_weights_are_the_same(
     killed: list[int] = []
 
     def kill_a_rank() -> None:
-        while not any(disturbed.glob("sae/*/*/*/resume.pt")):
+        while not any(disturbed.glob("sae/*/*/resume-*.safetensors")):
             time.sleep(0.01)
         killed.append(_pids_of_ranks()[-1])
         os.kill(killed[0], signal.SIGKILL)
@@ -152,12 +154,12 @@ def test_an_interrupted_training_says_so_and_is_resumed(
     values = json.dumps([group.model_dump(mode="json") for group in groups])
     words = [sys.executable, "-c", INTERRUPTED_RUN, str(run), ray_cluster.address, values]
     with subprocess.Popen(words, start_new_session=True) as process:
-        while not any(run.glob("sae/*/*/*/resume.pt")):
+        while not any(run.glob("sae/*/*/resume-*.safetensors")):
             assert process.poll() is None, "the training ended before it could be interrupted"
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         assert process.wait(100) == 130
-    assert any(run.glob("sae/*/*/*/resume.pt"))
+    assert any(run.glob("sae/*/*/resume-*.safetensors"))
     assert not (run / "sae/selected.json").exists()
     assert not (run / "sae/.train").exists()
     before = signal.getsignal(signal.SIGINT)
