@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OUT ?= runs/digits
+# Test processes: one has all tests that need Ray, which mostly wait, and the other the rest, which compute.
+PROCESSES ?= 2
 # SLOW=1 also runs the tests marked `slow`.
 MARKS := $(if $(SLOW),,-m "not slow")
 
@@ -26,7 +28,7 @@ demo: $(INSTALLED)  ## The main job on real digits: images to report (OUT=DIR ch
 	$(BIN)/codec-dist demo --out "$(OUT)"
 
 test: lint  ## Lint, types, import contracts and tests (SLOW=1: the slow ones too)
-	$(BIN)/python -m pytest $(MARKS)
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder $(MARKS)
 
 lint: $(INSTALLED)  ## Format and lint checks, types, and the borders between rooms
 	$(BIN)/ruff format --check .

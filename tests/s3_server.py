@@ -1,27 +1,36 @@
 """A real server that speaks the S3 API, on this machine, and a proxy before it that can be made busy."""
 
 import http.client
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
 
 BUCKET = "bucket"
 SLOW_DOWN = (
     b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>SlowDown</Code>'
     b"<Message>Please reduce your request rate.</Message></Error>"
 )
+# In the words of MinIO.
+STORAGE_FULL = (
+    b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>XMinioStorageFull</Code>'
+    b"<Message>Storage backend has reached its minimum free drive threshold.</Message></Error>"
+)
 
 
 class Proxy(ThreadingHTTPServer):
-    """Passes requests on to a server; answers 503 to the next ``busy`` of them instead."""
+    """Passes requests on to a server; answers 503 to the next ``busy`` of them, and to each ``busy_every``-th."""
 
     daemon_threads = True
 
     def __init__(self, host: str, port: int) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.upstream = (host, port)
-        self.busy = 0
+        self.busy = self.busy_every = 0
+        self.full = False
         self.refused = 0
         self.requests: list[tuple[str, str]] = []
         self.lock = threading.Lock()
@@ -34,11 +43,10 @@ class Proxy(ThreadingHTTPServer):
         """Whether a request is passed on."""
         with self.lock:
             self.requests.append((method, path))
-            if not self.busy:
-                return True
-            self.busy -= 1
-            self.refused += 1
-            return False
+            refuses = self.busy > 0 or (self.busy_every > 0 and len(self.requests) % self.busy_every == 0)
+            self.busy -= self.busy > 0
+            self.refused += refuses
+            return not refuses
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -49,6 +57,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if not self.server.admits(self.command, self.path):
             self._answer(503, {"Content-Type": "application/xml"}, SLOW_DOWN)
+            return
+        if self.server.full and self.command == "PUT":
+            self._answer(507, {"Content-Type": "application/xml"}, STORAGE_FULL)
             return
         connection = http.client.HTTPConnection(*self.server.upstream)
         connection.request(self.command, self.path, body, dict(self.headers))
@@ -99,3 +110,19 @@ def serving() -> Iterator[Proxy]:
         proxy.shutdown()
         proxy.server_close()
         server.stop()
+
+
+@contextmanager
+def reachable() -> Iterator[Proxy]:
+    """The same, found by this process and those that it starts: address and credentials are in the environment."""
+    import s3fs
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    with serving() as proxy, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        patch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "something")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield proxy
+        s3fs.S3FileSystem.clear_instance_cache()

@@ -6,6 +6,7 @@ from codec_dist.attribution.cuts import find_cuts
 from codec_dist.attribution.data_statistics import DataStatistics
 from codec_dist.attribution.engine import Attributor
 from codec_dist.attribution.errors import AttributionError, NotFiniteError
+from codec_dist.attribution.memory import is_out_of_memory
 from codec_dist.attribution.methods import METHODS, ActivationGradient, IntegratedGradients, Method, SmoothGradient
 from codec_dist.attribution.reductions import Reduction, make_reduction
 from codec_dist.attribution.results import AttributionResult, LayerResult, relative_residual
@@ -62,6 +63,7 @@ __all__ = [
     "choose_steps",
     "edited",
     "find_cuts",
+    "is_out_of_memory",
     "make_reduction",
     "relative_residual",
 ]

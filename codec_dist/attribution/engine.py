@@ -158,7 +158,7 @@ class Attributor:
         """
         if not self._channels:
             with torch.inference_mode(False), torch.enable_grad(), self._capture as capture:
-                self._probe(capture, self._prepared(images[:1]))
+                self._probe(capture, self._prepared(images[:1]).contiguous())
         return self.channels
 
     def __call__(self, images: Images, labels: Labels | None = None) -> AttributionResult:
@@ -230,8 +230,9 @@ class Attributor:
             narrow = AUTOCAST[self._autocast] if self._autocast else None
             channels_last = self._channels_last and images.ndim == 4 and images.dtype != torch.float64
             stack.enter_context(prepared(self.model, unwatched(capture, self._pairs), channels_last, narrow))
-            if channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
+            # However the images lay in memory: another layout may give other last bits.
+            layout = torch.channels_last if channels_last else torch.contiguous_format
+            images = images.contiguous(memory_format=layout)
             evaluation = Evaluation(capture, self.targets, narrow, self.microbatch, self._fill)
             yield evaluation, images, None if labels is None else labels.to(images.device)
 

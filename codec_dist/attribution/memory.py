@@ -1,5 +1,6 @@
 """How many images may pass through a model at once, and what to do when they were too many."""
 
+import errno
 import os
 from dataclasses import dataclass
 
@@ -21,11 +22,12 @@ ALLOCATION_FAILURES = ("can't allocate memory", "not enough memory", "bad_alloc"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the host had too little memory."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    """Whether a device or the host had too little memory, or an error's cause is that."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     # The CPU's allocator and the libraries of a GPU have no class of their own.
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in ALLOCATION_FAILURES)
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in ALLOCATION_FAILURES)
+    return told or (error.__cause__ is not None and is_out_of_memory(error.__cause__))
 
 
 def check_budget(memory: object) -> None:

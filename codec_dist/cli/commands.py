@@ -25,16 +25,16 @@ def stage(arguments: argparse.Namespace) -> None:
 
     config = load_config(arguments.config, arguments.overrides)
     if getattr(arguments, "verify", False):
-        _mend(Path(config.run.directory) / "store")
+        _mend(config.store_location)
     run_stages(config, stages_of_command(arguments.stage))
 
 
-def _mend(store: Path) -> None:
+def _mend(store: str) -> None:
     """Forget what is damaged in a run's store, if it has one: the stage does these shards again."""
     from codec_dist.extraction import mend_store
-    from codec_dist.store import Lease
+    from codec_dist.store import Lease, store_exists
 
-    if (store / "arrays.zarr").exists():
+    if store_exists(store):
         with Lease(store):
             mend_store(store, full=True)
 

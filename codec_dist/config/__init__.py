@@ -1,6 +1,13 @@
 """One validated, frozen description of a run: read from YAML once, at the edge, then only passed on."""
 
-from codec_dist.config.loading import config_reference, config_schema, load_config, parse_config, save_config
+from codec_dist.config.loading import (
+    config_reference,
+    config_schema,
+    load_config,
+    parse_config,
+    save_config,
+    store_of_run,
+)
 from codec_dist.config.sections import (
     AttributionSection,
     Choice,
@@ -15,6 +22,7 @@ from codec_dist.config.sections import (
     RunSection,
     SaeGroup,
     SaeSection,
+    SelectionSettings,
     Split,
     StoreSection,
     TrackingSection,
@@ -36,6 +44,7 @@ __all__ = [
     "RunSection",
     "SaeGroup",
     "SaeSection",
+    "SelectionSettings",
     "Split",
     "StoreSection",
     "TrackingSection",
@@ -46,4 +55,5 @@ __all__ = [
     "load_config",
     "parse_config",
     "save_config",
+    "store_of_run",
 ]

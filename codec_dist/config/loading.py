@@ -52,6 +52,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return parse_config(values, source=str(path))
 
 
+def store_of_run(directory: str | Path) -> str:
+    """Folder or URL of the store of the run in a folder: as the run's own config says, else ``DIRECTORY/store``.
+
+    Raises:
+        ConfigError: the run's config cannot be read.
+    """
+    file = Path(directory) / "config.yaml"
+    elsewhere = load_config(file).store.location if file.is_file() else None
+    return elsewhere or str(Path(directory) / "store")
+
+
 def parse_config(values: Mapping[str, Any], source: str = "config") -> Config:
     """Validate nested plain values; ``source`` names them in error messages.
 

@@ -1,5 +1,6 @@
 """The sections of a config. The text under each field is also its help on the command line."""
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -87,6 +88,8 @@ class DataSection(Section):
     """A run with a larger fraction of undecodable samples fails."""
     decode_threads: Count = 1
     """Threads that decode images in each actor."""
+    prefetch: Count = 2
+    """Microbatches that wait, decoded and prepared, in each actor while another is computed."""
 
 
 class PreprocessingSettings(Section):
@@ -149,8 +152,10 @@ class AttributionSection(Section):
 
 
 class StoreSection(Section):
-    """How the contribution store is written; its digest and its identity do not depend on it."""
+    """Where the contribution store is and how it is written; its digest and its identity do not depend on it."""
 
+    location: Location | None = None
+    """Folder or URL (s3://, gs://) of the store; default: `store` in the run's folder."""
     compression: Literal["none", "lz4", "zstd"] = "none"
     """Compression of the arrays; a store that exists keeps its own."""
     sharding: Count | None = None
@@ -220,6 +225,19 @@ class SaeGroup(Section):
     """Settings of the training."""
 
 
+class SelectionSettings(Section):
+    """Which of several SAEs of a layer and quantity later stages use; judged on the select part."""
+
+    l0: Positive | None = None
+    """Most loadings per image: the SAE with the highest explained variance among these; default: by `ev_kept`."""
+    tolerance: Annotated[float, Field(ge=0)] = 0.1
+    """Fraction by which the measured number of loadings may exceed `l0`."""
+    ev_kept: Fraction = 0.95
+    """Without `l0`: the sparsest SAE that keeps this fraction of the highest explained variance."""
+    minimum_stability: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Least median cosine of modes with those matched in other seeds (needs several seeds); default: any."""
+
+
 class SaeSection(Section):
     """The sparse autoencoders."""
 
@@ -231,6 +249,8 @@ class SaeSection(Section):
     """How many times during training a state to resume from is written."""
     spread: Literal["rows", "bundles"] = "rows"
     """What the ranks divide: the rows of every batch, or the layers and quantities, each trained by one rank."""
+    selection: SelectionSettings = SelectionSettings()
+    """Which of several SAEs of a layer and quantity later stages use."""
 
 
 class ModesSection(Section):
@@ -240,6 +260,8 @@ class ModesSection(Section):
     """A mode with a class correlation above this counts as class-correlated."""
     concepts: Location | None = None
     """JSON file {concept: [class names or indices]} for superclasses."""
+    unstable_below: Fraction = 0.7
+    """A mode whose mean cosine with the modes matched in other seeds is below this is marked as unstable."""
 
 
 class InterventionsSection(Section):
@@ -291,6 +313,8 @@ class TrackingSection(Section):
     """W&B user or team; default: the account's own."""
     tags: tuple[str, ...] = ()
     """Tags of the W&B runs."""
+    per_sae: Literal["auto", "always", "never"] = "auto"
+    """A W&B run for each SAE, written when training ends; `auto`: for a sweep (several SAEs of one architecture)."""
 
 
 class ReportSection(Section):
@@ -317,3 +341,8 @@ class Config(Section):
     visualization: VisualizationSection = VisualizationSection()
     tracking: TrackingSection = TrackingSection()
     report: ReportSection = ReportSection()
+
+    @property
+    def store_location(self) -> str:
+        """Folder or URL of the run's store."""
+        return self.store.location or str(Path(self.run.directory) / "store")

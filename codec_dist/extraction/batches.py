@@ -5,13 +5,14 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from codec_dist.attribution import is_out_of_memory
 from codec_dist.shards import Decoded
 
 Item = TypeVar("Item")
@@ -51,9 +52,19 @@ class Dropped:
     reason: str
 
 
+class Preparation(Protocol):
+    """From decoded images to the model's inputs: what is odd about one image is found in ``pixels``."""
+
+    def pixels(self, image: Image.Image) -> bytes:
+        """One image, resized and cropped."""
+
+    def normalise(self, pixels: Sequence[bytes]) -> Float[Tensor, "batch channel height width"]:
+        """The inputs for many."""
+
+
 def make_batches(
     samples: Iterable[Decoded],
-    prepare: Callable[[Image.Image], Float[Tensor, "channel height width"]],
+    preparation: Preparation,
     size: int,
     drop: Callable[[Dropped], None],
     labelled: bool = False,
@@ -63,7 +74,7 @@ def make_batches(
 
     ``labelled``: samples without a label cannot be used. ``pin``: images are in pinned memory.
     """
-    waiting: list[tuple[Decoded, Tensor]] = []
+    waiting: list[tuple[Decoded, bytes]] = []
     for sample in samples:
         if sample.image is None:
             drop(Dropped(sample.position, sample.key, sample.error or "there is no image"))
@@ -72,20 +83,22 @@ def make_batches(
             drop(Dropped(sample.position, sample.key, "there is no label, and the target needs one"))
             continue
         try:
-            waiting.append((sample, prepare(sample.image)))
-        except Exception as error:  # noqa: BLE001  an odd image is that image's fault, whatever it trips
+            waiting.append((sample, preparation.pixels(sample.image)))
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise  # on another actor the image may be as good as any
             reason = " ".join(str(error).split())
             drop(Dropped(sample.position, sample.key, f"cannot be prepared: {type(error).__name__}: {reason}"))
         if len(waiting) == size:
-            yield _stack(waiting, pin)
+            yield _stack(waiting, preparation, pin)
             waiting = []
     if waiting:
-        yield _stack(waiting, pin)
+        yield _stack(waiting, preparation, pin)
 
 
-def _stack(pairs: Sequence[tuple[Decoded, Tensor]], pin: bool) -> Batch:
+def _stack(pairs: Sequence[tuple[Decoded, bytes]], preparation: Preparation, pin: bool) -> Batch:
     samples = [sample for sample, _ in pairs]
-    images = torch.stack([image for _, image in pairs])
+    images = preparation.normalise([pixels for _, pixels in pairs])
     return Batch(
         tuple(sample.position for sample in samples),
         tuple(sample.key for sample in samples),

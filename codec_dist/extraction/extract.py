@@ -13,7 +13,7 @@ from codec_dist.extraction.errors import ExtractionError
 from codec_dist.extraction.mending import mend_store
 from codec_dist.extraction.plan import Plan, check_free_space, make_plan
 from codec_dist.extraction.settling import settle
-from codec_dist.store import Lease, Ledger, finish_store
+from codec_dist.store import Lease, Ledger, finish_store, samples_version
 from codec_dist.tracking import Tracker
 from codec_dist.utils import Progress
 
@@ -35,7 +35,7 @@ def extract(
     The store's lease is held meanwhile.
 
     Args:
-        config: the whole config; the store is at ``run.directory``/store.
+        config: the whole config; the store is at ``store.location``, by default ``run.directory``/store.
         tracker: gets the rates as shards end, and the summary.
         session: opens Ray for the length of a block; entered only when all is checked and shards are
             pending. By default a session of this call alone, as ``config.cluster`` says.
@@ -49,7 +49,7 @@ def extract(
         CodecError: what :func:`make_plan` and the cluster refuse; no actor has started then.
     """
     started = time.monotonic()
-    with Lease(store_of(config)) as lease:
+    with Lease(config.store_location) as lease:
         plan, shards = make_plan(config)
         if plan.store_exists:
             mend_store(plan.store, full=verify)
@@ -68,7 +68,7 @@ def extract(
                 settled, device = settle(plan, shards)
                 failed = Coordinator(settled, shards, account, device, check=lease.check).run(pending)
         lease.check()
-        if not failed and (pending or not (plan.store / "samples.parquet").exists()):
+        if not failed and (pending or samples_version(plan.store) is None):
             finish_store(plan.store)
         summary = account.summary(len(failed), time.monotonic() - started)
     if failed:
@@ -78,16 +78,14 @@ def extract(
     return summary
 
 
-def store_of(config: Config) -> Path:
-    """Where a run's store is."""
-    return Path(config.run.directory) / "store"
-
-
 def _link_artifacts(config: Config, plan: Plan, tracker: Tracker) -> None:
     shards, store = f"{config.run.name}-shards", f"{config.run.name}-store"
-    source = plan.location
-    tracker.artifact(shards, "shards", source if "://" in source else Path(source))
-    tracker.artifact(store, "store", plan.store, uses=[shards])
+    tracker.artifact(shards, "shards", _reference(plan.location))
+    tracker.artifact(store, "store", _reference(plan.store), uses=[shards])
+
+
+def _reference(location: str) -> Path | str:
+    return location if "://" in location else Path(location)
 
 
 def _name_failures(failed: list[FailedShard], shards: int) -> str:

@@ -30,7 +30,7 @@ from codec_dist.extraction.batches import Dropped, make_batches
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.models import LoadedModel, load_model
 from codec_dist.shards import Decoded, ShardIndex, ShardInfo, configured_index, read_shard, split_seed
-from codec_dist.store import ContributionStore, create_store
+from codec_dist.store import ContributionStore, create_store, store_exists
 from codec_dist.utils import Registry, hash_file
 
 # Beside the arrays: tables of samples, markers, files that are being written.
@@ -48,7 +48,8 @@ class Plan:
     config: Config
     location: str
     """Folder or URL of the shards."""
-    store: Path
+    store: str
+    """Folder or URL of the store."""
     model_fingerprint: str
     layers: Mapping[str, int]
     """Layer key → channels."""
@@ -66,7 +67,7 @@ class Plan:
     @property
     def store_exists(self) -> bool:
         """Whether the store was made already."""
-        return (self.store / "arrays.zarr").exists()
+        return store_exists(self.store)
 
 
 def make_plan(config: Config) -> tuple[Plan, tuple[ShardInfo, ...]]:
@@ -83,7 +84,6 @@ def make_plan(config: Config) -> tuple[Plan, tuple[ShardInfo, ...]]:
         ExtractionError: no image can be used, or too many labels are beyond the model's outputs, or missing
             where the target needs them.
     """
-    run = Path(config.run.directory)
     index = configured_index(config)
     loaded = load_model(config.model, seed=config.run.seed)
     attributor = build_attributor(config, loaded)
@@ -93,7 +93,7 @@ def make_plan(config: Config) -> tuple[Plan, tuple[ShardInfo, ...]]:
     plan = Plan(
         config=config,
         location=index.location,
-        store=run / "store",
+        store=config.store_location,
         model_fingerprint=loaded.fingerprint,
         layers=attributor.channels,
         quantities=tuple(first.quantities()),
@@ -198,22 +198,25 @@ def _made_up_statistics(loaded: LoadedModel) -> DataStatistics:
 
 
 def check_free_space(plan: Plan, shards: Sequence[ShardInfo]) -> None:
-    """Refuse to start shards that the disk cannot hold.
+    """Refuse to start shards that the disk cannot hold. Object stores do not tell how much they can.
 
     Raises:
         ExtractionError: with what is needed and what is free.
     """
+    if "://" in plan.store:
+        return
     contributions = sum(name.startswith("contribution") for name in plan.quantities)
     stored_arrays = len(plan.quantities) + contributions * (len(plan.targets) - 1)
     row_bytes = sum(plan.layers.values()) * stored_arrays * np.dtype(plan.config.attribution.dtype).itemsize
     rows = len(shards) * max(shard.samples for shard in shards)
     needed = int(rows * row_bytes * SPARE_FACTOR) + SPARE_BYTES
-    existing = next(folder for folder in (plan.store.absolute(), *plan.store.absolute().parents) if folder.exists())
+    folder = Path(plan.store).absolute()
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise ExtractionError(
             f"the store {plan.store} needs about {needed / 1e9:,.2f} GB more, but {free / 1e9:,.2f} GB are free there: "
-            "free space, or choose another run.directory, fewer layers, or data.limit"
+            "free space, or choose another place (store.location, or run.directory), fewer layers, or data.limit"
         )
 
 

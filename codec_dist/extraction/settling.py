@@ -66,7 +66,7 @@ def _settle_device(plan: Plan, settings: Any) -> str:
     if device == "cuda" and present != "cuda":
         raise ExtractionError(
             f"the store {plan.store} was begun on GPUs, whose numbers are not those of CPUs to the last bit, and no "
-            "node has a GPU now: add one, or choose another run.directory (or remove the store) to run on CPUs"
+            "node has a GPU now: add one, or choose another store.location (or remove the store) to run on CPUs"
         )
     if device != present:
         sys.stderr.write(f"extract: the store {plan.store} was begun on CPUs and is completed on CPUs\n")
@@ -103,7 +103,8 @@ class ShardStatistics:
         first = next(batches, None)
         if first is None:
             return PartialStatistics(None)
-        images = (batch.images for batch in chain([first], batches))
+        # The model itself gets them, whose last bits may depend on how they lie in memory.
+        images = (batch.images.contiguous() for batch in chain([first], batches))
         return PartialStatistics(DataStatistics.measure(loaded.module, images))
 
 
@@ -123,7 +124,7 @@ class PartialStatistics:
 
 def _settle_statistics(plan: Plan, shards: Sequence[ShardInfo], settings: Any) -> Path:
     """The file with the statistics of the fit part; measured anew if it is not the one of the store."""
-    path = plan.store.parent / "statistics.safetensors"
+    path = Path(plan.config.run.directory) / "statistics.safetensors"
     wanted = (settings or {}).get("statistics")
     if path.exists() and wanted is not None and hash_file(path) == wanted:
         return path

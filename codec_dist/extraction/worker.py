@@ -1,5 +1,6 @@
 """The actor: reads shards, attributes them, writes their blocks, and returns small receipts."""
 
+import importlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -9,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import torch
+from PIL import Image
 
-from codec_dist.attribution import AttributionResult, Attributor, DataStatistics, NotFiniteError
+from codec_dist.attribution import AttributionResult, Attributor, DataStatistics, NotFiniteError, is_out_of_memory
 from codec_dist.extraction.batches import Batch, Dropped, make_batches, prefetched
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.extraction.plan import Plan, build_attributor, cause_of, needs_labels, pin_numerics
@@ -19,9 +21,6 @@ from codec_dist.models import LoadedModel, load_model
 from codec_dist.shards import ShardInfo, read_shard
 from codec_dist.store import BlockWriter, StoreFullError
 from codec_dist.utils import CodecError
-
-# Microbatches that wait, prepared, while another is computed.
-PREFETCH = 2
 
 NOT_FINITE = "its target, gradients or contributions are not finite (NaN or infinity)"
 
@@ -67,7 +66,7 @@ class ShardWorker:
     """Does shards one at a time, and decodes the next one meanwhile.
 
     Run it as a Ray actor with two threads: while one call computes, the other one's images are decoded and
-    prepared (as far as ``PREFETCH`` microbatches), or its block is written.
+    prepared (as far as ``data.prefetch`` microbatches), or its block is written.
     """
 
     def __init__(self, plan: Plan, on_gpu: bool, serial: int) -> None:
@@ -93,8 +92,9 @@ class ShardWorker:
         try:
             return self._extract(task)
         except Exception as error:  # noqa: BLE001  whatever it is, the coordinator decides
-            broken, full = not isinstance(error, CodecError), isinstance(error, StoreFullError)
-            return Failure(_describe(error), broken=broken, full=full)
+            # What has run out of memory would do so with other shards, too: a new process begins with less.
+            broken = not isinstance(error, CodecError) or is_out_of_memory(error)
+            return Failure(_describe(error), broken=broken, full=isinstance(error, StoreFullError))
         finally:
             self._end_turn(task.turn)
 
@@ -119,8 +119,7 @@ class ShardWorker:
             config, self._model, steps=self._plan.steps, statistics=statistics
         )
         self._writer = BlockWriter(self._plan.store)
-        # The first array that pyarrow makes imports pandas, which takes seconds: not while a block waits to be written.
-        pa.array([""], pa.string())
+        _import_what_is_imported_late()
 
     def _extract(self, task: ShardTask) -> Receipt:
         data, dropped = self._plan.config.data, list[Dropped]()
@@ -141,7 +140,7 @@ class ShardWorker:
             pin=self._on_gpu,
         )
         watch = Stopwatch()
-        with prefetched(batches, PREFETCH) as ahead, self._turn(task.turn, watch):
+        with prefetched(batches, data.prefetch) as ahead, self._turn(task.turn, watch):
             rows = ShardRows(self._plan, task.info.samples)
             while True:
                 with watch.measure("decode_wait"):
@@ -295,6 +294,15 @@ def _residuals(result: AttributionResult, layers: Sequence[str], name: str) -> d
         assert residual is not None
         residuals[f"{name}.{layer}"] = residual
     return residuals
+
+
+def _import_what_is_imported_late() -> None:
+    """Spend these seconds before there is work: the first array that pyarrow makes imports pandas, the first tar
+    WebDataset, the first image Pillow's decoders.
+    """
+    importlib.import_module("webdataset.tariterators")
+    pa.array([""], pa.string())
+    Image.preinit()
 
 
 def _describe(error: Exception) -> str:

@@ -1,9 +1,9 @@
 """From an image to the model's input, as torchvision's reference evaluation transform does it."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -60,11 +60,29 @@ class Preprocessing:
         Raises:
             ModelError: the image is so long and thin that it would be resized to more pixels than fit into memory.
         """
-        image = self._crop(self._resize(_in_colours(image, self.channels)))
-        values = torch.from_numpy(np.array(image, dtype=np.uint8)).reshape(self.size, self.size, self.channels)
-        scaled = values.permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
-        mean, std = self._statistics(scaled)
-        return scaled.sub_(mean).div_(std)
+        return self.normalise([self.pixels(image)])[0].contiguous()
+
+    def pixels(self, image: Image.Image) -> bytes:
+        """One image of any mode resized and cropped: a byte for each of its [size, size, channels] values.
+
+        Raises:
+            ModelError: as for a call.
+        """
+        return self._crop(self._resize(_in_colours(image, self.channels))).tobytes()
+
+    def normalise(self, pixels: Sequence[bytes]) -> Float[Tensor, "batch channel height width"]:
+        """The inputs for many images, given as :meth:`pixels` gives them; each is what a call gives for it alone.
+
+        In memory the channels of a pixel lie together (``torch.channels_last``), as in the images. A few operations
+        for all images together take a tenth of the time that they take for one image after the other.
+        """
+        rows = torch.frombuffer(bytearray().join(pixels), dtype=torch.uint8).view(len(pixels) * self.size, -1)
+        # Whole rows of pixels, so that what is done to each channel is done along long stretches of memory.
+        mean, std = (torch.tensor(values, dtype=torch.float32).repeat(self.size) for values in (self.mean, self.std))
+        scaled = rows.to(torch.float32).div_(255).sub_(mean).div_(std)
+        if self.channels == 1:
+            return scaled.view(len(pixels), 1, self.size, self.size)
+        return scaled.view(len(pixels), self.size, self.size, self.channels).permute(0, 3, 1, 2)
 
     def denormalise(
         self, images: Float[Tensor, "*batch channel height width"]
@@ -96,6 +114,8 @@ class Preprocessing:
         def start(length: int) -> int:
             return round((length - self.size) / 2) if length >= self.size else -((self.size - length) // 2)
 
+        if image.size == (self.size, self.size):
+            return image
         left, top = start(image.width), start(image.height)
         return image.crop((left, top, left + self.size, top + self.size))
 

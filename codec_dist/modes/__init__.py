@@ -22,12 +22,20 @@ from codec_dist.modes.folding import (
 from codec_dist.modes.layer_modes import LayerModes, TopClass, TopMode
 from codec_dist.modes.layer_summary import PARTS, LayerSummary
 from codec_dist.modes.specificity import Coverage, Specificity, coverage, specificity
-from codec_dist.modes.stability import DictionaryMatch, match_dictionaries
+from codec_dist.modes.stability import (
+    STABILITY_FILE,
+    DictionaryMatch,
+    match_dictionaries,
+    read_stability,
+    stability_over_seeds,
+    write_stability,
+)
 from codec_dist.modes.summary import ModeSummary
 from codec_dist.modes.top_images import TopImages, TopLoadings
 
 __all__ = [
     "PARTS",
+    "STABILITY_FILE",
     "Correlations",
     "Coverage",
     "DictionaryMatch",
@@ -51,9 +59,12 @@ __all__ = [
     "match_dictionaries",
     "measure_shards",
     "parse_concepts",
+    "read_stability",
     "specificity",
+    "stability_over_seeds",
     "statistics_kinds",
     "summarize_shards",
     "summary_tasks",
+    "write_stability",
     "write_statistics",
 ]

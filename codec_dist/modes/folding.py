@@ -25,7 +25,7 @@ from codec_dist.modes.layer_summary import EVALUATE, LayerSummary, PartCorrelati
 from codec_dist.modes.top_images import TopLoadings
 from codec_dist.sae import SparseAutoencoder
 from codec_dist.statistics import LayerStatistics, hoyer
-from codec_dist.store import ContributionStore
+from codec_dist.store import ContributionStore, samples_version
 
 KINDS = ("contribution", "activation")
 
@@ -34,7 +34,8 @@ KINDS = ("contribution", "activation")
 class FoldInputs:
     """What all workers read."""
 
-    store: Path
+    store: str | Path
+    """Folder or URL."""
     split: Path
     classes: int
     """Number of classes; 0 where nothing is labelled."""
@@ -136,15 +137,15 @@ class _Samples:
 
 def _open(inputs: FoldInputs) -> tuple[ContributionStore, _Samples]:
     """The store and its samples' labels and parts; read once per process, again when the files change."""
-    try:
-        changed = tuple(path.stat().st_mtime_ns for path in (inputs.split, inputs.store / "samples.parquet"))
-    except FileNotFoundError as error:
-        raise ModesError(f"there is no {error.filename}: run the stages `prepare` and `extract` first") from error
-    return _open_unchanged(inputs.store, inputs.split, changed)
+    samples = samples_version(inputs.store)
+    missing = inputs.split if not inputs.split.exists() else f"{inputs.store}/samples.parquet" if not samples else None
+    if missing is not None:
+        raise ModesError(f"there is no {missing}: run the stages `prepare` and `extract` first")
+    return _open_unchanged(inputs.store, inputs.split, (inputs.split.stat().st_mtime_ns, samples))
 
 
 @functools.lru_cache(maxsize=2)
-def _open_unchanged(path: Path, split: Path, changed: tuple[int, ...]) -> tuple[ContributionStore, _Samples]:
+def _open_unchanged(path: str | Path, split: Path, changed: tuple[object, ...]) -> tuple[ContributionStore, _Samples]:
     store = ContributionStore(path)
     labels = store.samples["label"].fill_null(-1).to_numpy().astype(np.int64)
     return store, _Samples(torch.from_numpy(labels), assign_parts(store.samples, pq.read_table(split)))

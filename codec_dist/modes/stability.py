@@ -1,12 +1,17 @@
 """Do SAEs of other seeds find the same modes?"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from codec_dist.modes.errors import ModesError
+from codec_dist.utils import read_json, write_json_atomically
+
+STABILITY_FILE = "stability.json"
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,75 @@ def match_dictionaries(
     partner[rows] = torch.as_tensor(columns, dtype=torch.int64)
     cosine[rows] = cosines[rows, columns]
     return DictionaryMatch(partner, cosine)
+
+
+def stability_over_seeds(
+    dictionaries: Sequence[Float[Tensor, "_ channels"]], alive: Sequence[Bool[Tensor, "_"]]
+) -> list[Float[Tensor, "_"]]:
+    """How well each mode of each seed's dictionary is found again with the other seeds.
+
+    A mode's stability is the mean, over the other seeds, of its cosine with the mode matched there. Only
+    living modes are matched, since dead ones lie where chance has put them. A living mode for which the
+    other seed has no partner left counts as 0 there.
+
+    Args:
+        dictionaries: of at least two SAEs that differ in nothing but their seed.
+        alive: which modes of each fire.
+
+    Returns:
+        For each dictionary a number per mode, float64; nan for dead modes.
+
+    Raises:
+        ModesError: fewer than two dictionaries, or other numbers of channels.
+    """
+    if len(dictionaries) < 2:
+        raise ModesError("stability needs at least two seeds: train more of them")
+    living = [dictionary[lives] for dictionary, lives in zip(dictionaries, alive, strict=True)]
+    sums = [torch.zeros(len(modes), dtype=torch.float64) for modes in living]
+    for one in range(len(living)):
+        for other in range(one + 1, len(living)):
+            match = match_dictionaries(living[one], living[other])
+            matched = match.partner >= 0
+            sums[one][matched] += match.cosine[matched]
+            sums[other][match.partner[matched]] += match.cosine[matched]
+    found = []
+    for lives, total in zip(alive, sums, strict=True):
+        values = torch.full((len(lives),), torch.nan, dtype=torch.float64)
+        values[lives.cpu()] = total / (len(dictionaries) - 1)
+        found.append(values)
+    return found
+
+
+def write_stability(folder: Path, modes: Float[Tensor, "modes"], compared: dict[str, str]) -> None:
+    """Write ``stability.json`` beside an SAE: a number per mode (null for dead ones), and what it was compared with.
+
+    ``compared`` has a hash of the weights for each of the seeds' folders, so that it is known when to compare again.
+    """
+    values = [None if value != value else round(value, 6) for value in modes.tolist()]
+    write_json_atomically(folder / STABILITY_FILE, {"compared": compared, "modes": values})
+
+
+def read_stability(folder: Path, compared: dict[str, str] | None = None) -> Float[Tensor, "modes"] | None:
+    """The stability of an SAE's modes, nan for dead ones; None where it has no other seeds.
+
+    Args:
+        folder: of the SAE.
+        compared: None too if it was compared with other weights than these.
+
+    Raises:
+        ModesError: the file is damaged.
+    """
+    path = folder / STABILITY_FILE
+    try:
+        content = read_json(path)
+        if compared is not None and content["compared"] != compared:
+            return None
+        values = [torch.nan if value is None else float(value) for value in content["modes"]]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModesError(f"{path} cannot be read ({error!r}): remove it and run `codec-dist train` again") from error
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def _unit_rows(dictionary: Tensor) -> Tensor:

@@ -23,22 +23,29 @@ class StageRecord:
 
 
 class RunDirectory:
-    """Paths below a run's folder, and the records of its finished stages.
+    """Where a run's files are, and the records of its finished stages.
+
+    Args:
+        directory: the run's folder.
+        store: folder or URL of its store; default: ``store`` in the run's folder.
 
     Raises:
         PipelineError: the folder is a URL or a file.
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, store: str | None = None) -> None:
         if "://" in str(directory):
-            raise PipelineError(f"run.directory {directory} is a URL: runs live on a file system; give a folder")
+            raise PipelineError(
+                f"run.directory {directory} is a URL: a run is a folder, only its store may be at a URL; "
+                "give a folder, and the URL as store.location"
+            )
         self.path = Path(directory)
         if self.path.exists() and not self.path.is_dir():
             raise PipelineError(f"run.directory {self.path} is a file: choose another folder")
         self.config = self.path / "config.yaml"
         self.split = self.path / "split.parquet"
         self.index_cache = self.path / "index"
-        self.store = self.path / "store"
+        self.store = store or str(self.path / "store")
         self.sae = self.path / "sae"
         self.modes = self.path / "modes"
         self.interventions = self.path / "interventions"

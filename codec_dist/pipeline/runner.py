@@ -34,7 +34,7 @@ def run_stages(config: Config, names: Sequence[str] | None = None) -> list[Stage
         CodecError: what the stages themselves refuse.
     """
     check_choices(config)
-    run = RunDirectory(config.run.directory)
+    run = RunDirectory(config.run.directory, config.store.location)
     # A config that turns out to be refused must not take the place of the one that the run was made with.
     if not run.config.exists():
         _save_config(config, run)

@@ -18,7 +18,7 @@ from codec_dist.pipeline.summarizing import summarize
 from codec_dist.pipeline.visualizing import visualize
 from codec_dist.report import build_report
 from codec_dist.sae import ARCHITECTURES
-from codec_dist.store import ContributionStore, verify_store
+from codec_dist.store import ContributionStore, Ledger, samples_version, store_exists, verify_store
 from codec_dist.training import expand_grid, train_saes
 from codec_dist.utils import hash_file, read_json, suggestion, write_json_atomically
 
@@ -107,7 +107,8 @@ def _extract_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
 
 def _train_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
     # How often a training is looked at does not change what comes of it.
-    return {"groups": config.sae.model_dump(mode="json")["groups"], "seed": config.run.seed}
+    settings = config.sae.model_dump(mode="json", include={"groups", "selection"})
+    return {**settings, "seed": config.run.seed}
 
 
 def _summarize_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
@@ -133,12 +134,12 @@ def _report_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
     # The report shows whatever is there, so it is built anew when any stage has a new record or more shards are done.
     records = {stage.name: run.record(stage.name) for stage in STAGES if stage.name != "report"}
     shown = {name: [record.fingerprint, record.seconds] if record else None for name, record in records.items()}
-    shards = len(list((run.store / "ledger").glob("*.json")))
+    shards = len(Ledger(run.store)) if store_exists(run.store) else 0
     return {"config": config.model_dump(mode="json"), "stages": shown, "shards": shards}
 
 
 def _store_is_complete(run: RunDirectory) -> bool:
-    if not (run.store / "samples.parquet").exists() or not ContributionStore(run.store).complete:
+    if samples_version(run.store) is None or not ContributionStore(run.store).complete:
         return False
     # What is missing or cut short is extracted again.
     return not verify_store(run.store, full=False).damaged

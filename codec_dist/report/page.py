@@ -55,7 +55,7 @@ def build_report(run_directory: Path, config: Config, current: Collection[str] |
         SaeError: an SAE that cannot be read.
     """
     run_directory = Path(run_directory)
-    data = read_run(run_directory, config.data.shards, current)
+    data = read_run(run_directory, config.data.shards, current, config.store_location)
     context = {
         "title": config.report.title or config.run.name,
         "config": config,

@@ -11,23 +11,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 
+from codec_dist.config import store_of_run
 from codec_dist.report.errors import ReportError
 from codec_dist.report.store_facts import StoreFacts, read_store_facts
+from codec_dist.store import store_exists
 from codec_dist.utils import read_json
 
 Row = dict[str, Any]
 
 CONTRIBUTION, ACTIVATION, RANDOM = "contribution", "activation", "random"
 
-RESULTS = {
+RESULTS: dict[str, str | None] = {
     "prepare": "split.parquet",
-    "extract": "store/arrays.zarr",
+    "extract": None,
     "train": "sae/selected.json",
     "summarize": "modes/modes.parquet",
     "intervene": "interventions/curves.parquet",
     "visualize": "figures/maps.json",
 }
-"""Stages in the order of the flow, and the file by which one sees that a stage has left results."""
+"""Stages in the order of the flow, and the file of the run by which one sees that a stage has left results.
+
+None for extraction: the store may be elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +112,16 @@ class RunData:
         return self.class_names[label] if label < len(self.class_names) else str(label)
 
 
-def read_run(directory: Path, shards: str | None = None, current: Collection[str] | None = None) -> RunData:
+def read_run(
+    directory: Path, shards: str | None = None, current: Collection[str] | None = None, store: str | None = None
+) -> RunData:
     """Read whatever stages have written so far.
 
     Args:
         directory: the run's folder.
         shards: where the shards are; a local ``classes.json`` there names classes until modes are summarized.
         current: stages whose results belong together; those of other stages are left out. None: all that is there.
+        store: folder or URL of the store; default: as the run's own config says.
 
     Raises:
         ReportError: no such folder, or a file that is there but cannot be read.
@@ -122,7 +129,9 @@ def read_run(directory: Path, shards: str | None = None, current: Collection[str
     if not directory.is_dir():
         raise ReportError(f"there is no run in {directory}: give the folder of a run, or run `codec-dist run` first")
     shown = set(RESULTS if current is None else current)
-    there = {stage for stage, path in RESULTS.items() if (directory / path).exists()}
+    store = store or store_of_run(directory)
+    there = {stage for stage, path in RESULTS.items() if path is not None and (directory / path).exists()}
+    there |= {"extract"} if store_exists(store) else set()
 
     def table(stage: str, name: str) -> list[Row]:
         return _read_table(directory / name) if stage in shown else []
@@ -130,7 +139,7 @@ def read_run(directory: Path, shards: str | None = None, current: Collection[str
     records = [directory / "stages" / f"{stage}.json" for stage in RESULTS if stage in shown]
     return RunData(
         directory=directory,
-        store=read_store_facts(directory, with_split="prepare" in shown) if "extract" in shown else None,
+        store=read_store_facts(store, directory, "prepare" in shown) if "extract" in there & shown else None,
         saes=_read_saes(directory / "sae") if "train" in shown else [],
         statistics=table("summarize", "modes/statistics.parquet"),
         layer_counts=table("summarize", "modes/layers.parquet"),

@@ -68,10 +68,11 @@ class StoreFacts:
     bytes: int
 
 
-def read_store_facts(run: Path, with_split: bool = True) -> StoreFacts | None:
-    """The facts of RUN/store; None where extraction has not started.
+def read_store_facts(location: str | Path, run: Path, with_split: bool = True) -> StoreFacts:
+    """The facts of a run's store.
 
     Args:
+        location: folder or URL of the store.
         run: the run's folder.
         with_split: whether RUN/split.parquet, where there is one, counts.
 
@@ -79,9 +80,7 @@ def read_store_facts(run: Path, with_split: bool = True) -> StoreFacts | None:
         ReportError: a split that cannot be read.
         StoreError: a store that cannot be read.
     """
-    if not (run / "store" / "arrays.zarr").exists():
-        return None
-    store = ContributionStore(run / "store")
+    store = ContributionStore(location)
     samples, info, markers = store.samples, store.info(), store.markers
     split = run / "split.parquet"
     has_split = with_split and split.exists()

@@ -13,6 +13,8 @@ from codec_dist.shards.streams import RawSample
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # A few bytes can claim any size. Pillow itself warns from here on, and refuses twice as many.
 LARGEST_IMAGE = 89_478_485
+# How Pillow's decoders tell of it.
+OUT_OF_MEMORY = "out of memory"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,11 @@ class Decoder:
         return frozenset((*self.image_fields, self.label_field.partition(":")[0].lower()))
 
     def __call__(self, position: int, sample: RawSample, fault: str | None = None) -> Decoded:
-        """Decode one sample; ``fault``: why it cannot be used, if that is known already. Nothing is raised."""
+        """Decode one sample; ``fault``: why it cannot be used, if that is known already.
+
+        Raises:
+            MemoryError: there is too little memory for the image; nothing else is raised.
+        """
         label, label_fault = read_label(sample.members, self.label_field)
         fault = fault or sample.fault or label_fault or self._label_out_of_range(label)
         if fault is not None:
@@ -74,7 +80,11 @@ class Decoder:
 
 
 def decode_image(content: bytes) -> tuple[Image.Image | None, str | None]:
-    """The image in its own mode and as its pixels lie (an EXIF rotation is not applied), or why there is none."""
+    """The image in its own mode and as its pixels lie (an EXIF rotation is not applied), or why there is none.
+
+    Raises:
+        MemoryError: there is too little memory for the image.
+    """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > LARGEST_IMAGE:
@@ -84,5 +94,9 @@ def decode_image(content: bytes) -> tuple[Image.Image | None, str | None]:
             return image, None
     except UnidentifiedImageError:
         return None, f"the image cannot be decoded: it is not, or not whole, in any of {', '.join(FORMATS)}"
-    except Exception as error:  # noqa: BLE001 - Pillow's decoders raise whatever a broken file makes them trip over
+    except MemoryError:
+        raise  # not the image's fault: where there is more memory it can be decoded
+    except Exception as error:
+        if OUT_OF_MEMORY in str(error):
+            raise MemoryError(f"too little memory to decode an image: {error}") from error
         return None, f"the image cannot be decoded: {type(error).__name__}: {' '.join(str(error).split())}"

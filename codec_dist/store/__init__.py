@@ -8,7 +8,7 @@ from codec_dist.store.errors import LeaseError, StoreError, StoreFullError
 from codec_dist.store.faults import Fault, Verification
 from codec_dist.store.hdf5 import export_hdf5, import_hdf5
 from codec_dist.store.info import StoreInfo
-from codec_dist.store.layout import find_store
+from codec_dist.store.layout import find_store, samples_version, store_exists
 from codec_dist.store.lease import Lease
 from codec_dist.store.ledger import Ledger, Marker
 from codec_dist.store.pieces import Block, Chunk, ChunkName
@@ -44,6 +44,8 @@ __all__ = [
     "finish_store",
     "import_hdf5",
     "repair_store",
+    "samples_version",
+    "store_exists",
     "verify_store",
 ]
 

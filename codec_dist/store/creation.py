@@ -106,7 +106,7 @@ def _check_same_identity(found: Layout, asked: Layout) -> None:
     rest = f"; and {more} more" if more > 0 else ""
     raise StoreError(
         f"the store {found.place} was made with other settings: {shown}{rest}. "
-        "Choose another run directory, or give the settings of the store"
+        "Choose another place (store.location, or run.directory), or give the settings of the store"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from codec_dist.config import store_of_run
 from codec_dist.store.errors import StoreError
 from codec_dist.store.place import LocalPlace, Place, open_place
 from codec_dist.store.quantities import Quantity, stored_quantities
@@ -195,16 +196,45 @@ def read_layout(location: str | Path | Place) -> Layout:
     )
 
 
+def store_exists(location: str | Path | Place) -> bool:
+    """Whether a store was made at a location, also if it is damaged.
+
+    Raises:
+        StoreError: the location cannot be reached, or is none that a store can have.
+    """
+    place = open_place(location)
+    try:
+        return place.size(GROUP) is not None or bool(place.files(ARRAYS))
+    except OSError as error:
+        raise _unreachable(place, error) from error
+
+
+def samples_version(location: str | Path | Place) -> str | None:
+    """A text that changes whenever the table of all samples is written; None where there is none yet.
+
+    Raises:
+        StoreError: as :func:`store_exists`.
+    """
+    place = open_place(location)
+    try:
+        return place.version(SAMPLES)
+    except OSError as error:
+        raise _unreachable(place, error) from error
+
+
 def find_store(location: str | Path) -> str:
-    """Folder or URL of the store at a location, or of the store of the run there.
+    """Folder or URL of the store at a location, or of the store of the run there, wherever its config says that is.
 
     Raises:
         StoreError: there is neither.
+        ConfigError: the run's config cannot be read.
     """
     place = open_place(location)
     for folder in ("", "store/"):
         if place.size(folder + GROUP) is not None:
             return f"{place}/{folder}".rstrip("/")
+    if place.is_local and store_exists(elsewhere := store_of_run(place.text)):
+        return elsewhere
     if place.is_folder():
         read_layout(place)  # says what is wrong with it
     raise StoreError(f"there is no store at {place}: give the folder that holds {ARRAYS}, or its run's folder")
@@ -220,11 +250,15 @@ def _read_attributes(place: Place) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, KeyError, TypeError) as error:
         cause = error
     except OSError as error:
-        raise StoreError(f"cannot read the store {place}: {' '.join(str(error).split())}") from error
+        raise _unreachable(place, error) from error
     found = f"it has no readable {ARRAYS}" if place.is_folder() else "there is no such folder"
     raise StoreError(
         f"{place} is not a contribution store: {found}; check the path or run `codec-dist extract`"
     ) from cause
+
+
+def _unreachable(place: Place, error: OSError) -> StoreError:
+    return StoreError(f"cannot read the store {place}: {' '.join(str(error).split())}")
 
 
 def plain_json(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,10 +88,12 @@ class Lease:
         """Raise LeaseError if another process has taken the store over, or may have.
 
         That happens when this one could not renew its lease for thirty seconds: it was suspended, or the
-        disk was away.
+        disk was away. A server that is busy keeps others waiting as well, so it is given the time that every
+        request is given; whoever takes the store over first is found at the next renewal.
         """
-        if self._lost is None and time.monotonic() - self._renewed > self._patience:
-            self._lost = f"it could not be renewed for {self._patience:g} s"
+        limit = max(self._patience, self._place.patience)
+        if self._lost is None and time.monotonic() - self._renewed > limit:
+            self._lost = f"it could not be renewed for {limit:g} s"
         if self._lost is not None:
             raise LeaseError(f"the lease of the store {self._place} is lost: {self._lost}; run the same command again")
 

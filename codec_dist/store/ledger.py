@@ -73,6 +73,10 @@ class Ledger:
         """
         return read_markers(self._layout)
 
+    def __len__(self) -> int:
+        """Number of markers; they are counted, not read."""
+        return len(marker_numbers(self._layout))
+
     def pending(self) -> list[int]:
         """Numbers of the shards that are not done, in order."""
         done = self.done()

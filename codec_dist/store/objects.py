@@ -38,6 +38,12 @@ FINAL_NAMES = ("NoCredentialsError", "ParamValidationError", "ProfileNotFound", 
 # What a server that is there says when it cannot serve now, as an error's `errno` (s3fs) or `code` (gcsfs).
 BUSY = (errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO), 429, 500, 502, 503, 504)
 
+# What a server says when there is no room, which only people can make: MinIO's and Ceph's words.
+FULL = ("XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded")
+
+# What s3fs and gcsfs tell of an object that differs between two that were put under one name.
+VERSION_FACTS = ("ETag", "etag", "generation", "LastModified", "updated", "size")
+
 REQUESTS_AT_ONCE = 16
 
 
@@ -84,6 +90,10 @@ class ObjectPlace(Place):
     def is_local(self) -> bool:
         return False
 
+    @property
+    def patience(self) -> float:
+        return PATIENCE_SECONDS
+
     def is_folder(self) -> bool:
         return bool(self._ask(lambda: self._objects.exists(self._root)))
 
@@ -128,6 +138,13 @@ class ObjectPlace(Place):
         except FileNotFoundError:
             return None
 
+    def version(self, name: str) -> str | None:
+        try:
+            facts = self._ask(lambda: self._objects.info(self._at(name)))
+        except FileNotFoundError:
+            return None
+        return " ".join(str(facts[each]) for each in VERSION_FACTS if each in facts)
+
     def files(self, folder: str = "") -> dict[str, int]:
         found: dict[str, Any] = self._ask(lambda: self._objects.find(f"{self._at(folder)}/", detail=True))
         start = len(self._root) + 1
@@ -164,10 +181,12 @@ class ObjectPlace(Place):
         while True:
             try:
                 answer = request()
-            except FINAL:
-                self._answered = True
-                raise
             except Exception as error:
+                if (full := _code(error)) in FULL:
+                    raise OSError(errno.ENOSPC, f"no space left ({full})") from error
+                if isinstance(error, FINAL):
+                    self._answered = True
+                    raise
                 words = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 if type(error).__name__ in FINAL_NAMES:
                     raise PermissionError(f"{self.text} cannot be used: {words}") from error
@@ -182,3 +201,9 @@ class ObjectPlace(Place):
             else:
                 self._answered = True
                 return answer
+
+
+def _code(error: BaseException) -> str:
+    """The code that the server gave in its answer, of which s3fs makes another error; empty if there is none."""
+    response = getattr(error.__cause__ or error, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""

@@ -47,6 +47,11 @@ class Place(ABC):
     def is_local(self) -> bool:
         """Whether this is a folder on disk."""
 
+    @property
+    @abstractmethod
+    def patience(self) -> float:
+        """Seconds for which a request is made again while the server is busy; 0 where there is none."""
+
     @abstractmethod
     def is_folder(self) -> bool:
         """Whether there is a folder here, or a file below the prefix."""
@@ -86,6 +91,10 @@ class Place(ABC):
     @abstractmethod
     def size(self, name: str) -> int | None:
         """Bytes of a file, None if there is none."""
+
+    @abstractmethod
+    def version(self, name: str) -> str | None:
+        """A text that is another one once a file is written again, None if there is no file."""
 
     @abstractmethod
     def files(self, folder: str = "") -> dict[str, int]:
@@ -136,6 +145,10 @@ class LocalPlace(Place):
     @property
     def is_local(self) -> bool:
         return True
+
+    @property
+    def patience(self) -> float:
+        return 0.0
 
     def is_folder(self) -> bool:
         return self.path.is_dir()
@@ -206,6 +219,13 @@ class LocalPlace(Place):
             return os.stat(self._at(name)).st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+    def version(self, name: str) -> str | None:
+        try:
+            status = os.stat(self._at(name))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
 
     def files(self, folder: str = "") -> dict[str, int]:
         found: dict[str, int] = {}

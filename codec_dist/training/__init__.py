@@ -2,6 +2,7 @@
 
 from codec_dist.training.errors import TrainingError
 from codec_dist.training.grid import GridPoint, expand_grid
+from codec_dist.training.selection import select_saes
 from codec_dist.training.trainer import TrainedSae, train_saes
 
-__all__ = ["GridPoint", "TrainedSae", "TrainingError", "expand_grid", "train_saes"]
+__all__ = ["GridPoint", "TrainedSae", "TrainingError", "expand_grid", "select_saes", "train_saes"]

@@ -14,7 +14,8 @@ class TrainingTask:
 
     directory: Path
     """The run; SAEs go to ``directory/sae``."""
-    store_path: Path
+    store_path: str | Path
+    """Folder or URL of the store."""
     split_path: Path
     jobs: tuple[SaeJob, ...]
     """All SAEs that are asked for, finished ones among them."""

@@ -23,9 +23,10 @@ from codec_dist.training.parts import read_parts
 from codec_dist.training.plan import SaeJob, is_finished, plan_jobs
 from codec_dist.training.rank import train_on_rank
 from codec_dist.training.ranks import Ranks
+from codec_dist.training.selection import select_saes
 from codec_dist.training.spool import read_all_progress
 from codec_dist.training.task import TrainingTask
-from codec_dist.utils import CodecError, Progress, hash_json, read_json, write_json_atomically
+from codec_dist.utils import CodecError, Progress, absolute_location, hash_json, read_json, write_json_atomically
 
 FAILURE_FILE = "failure.json"
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -45,13 +46,13 @@ class TrainedSae:
     ev_evaluate: float
     """Explained variance of held-out rows; NaN where undefined."""
     selected: bool
-    """Whether it has the highest explained variance on the select part among those of its layer and quantity."""
+    """Whether it is chosen among those of its layer and quantity (``sae.selection``)."""
     resumed: bool
     """Whether it was finished before this call."""
 
 
 def train_saes(
-    store_path: Path,
+    store_path: str | Path,
     split_path: Path,
     groups: Sequence[SaeGroup],
     sae: SaeSection,
@@ -67,12 +68,12 @@ def train_saes(
 ) -> list[TrainedSae]:
     """Train every SAE that ``groups`` ask for and that is not finished yet, inside an initialised Ray.
 
-    Writes ``directory/sae/<layer>/<quantity>/<hash>-s<seed>/`` and ``directory/sae/selected.json``
-    (layer → quantity → folder relative to ``directory/sae``). A training that was killed goes on from its
-    last resume states; on CPUs with the same number of ranks the weights are the same, bit by bit.
+    Writes ``directory/sae/<layer>/<quantity>/<hash>-s<seed>/`` and what :func:`select_saes` writes.
+    A training that was killed goes on from its last resume states; on CPUs with the same number of ranks
+    the weights are the same, bit by bit.
 
     Args:
-        store_path: the contribution store.
+        store_path: folder or URL of the contribution store.
         split_path: ``split.parquet``.
         groups: what to train.
         sae: how often to evaluate and to write resume states.
@@ -95,7 +96,7 @@ def train_saes(
             room. StoreError, SaeError: as from those rooms.
         KeyboardInterrupt: Ctrl-C, after the ranks were ended.
     """
-    store_path, split_path, directory = Path(store_path), Path(split_path), Path(directory)
+    store_path, split_path, directory = absolute_location(store_path), Path(split_path), Path(directory)
     store = ContributionStore(store_path)
     _check_complete(store)
     parts = read_parts(store, split_path)
@@ -107,14 +108,13 @@ def train_saes(
         _check_folder(job, folders[job])
     if len(finished) < len(jobs):
         task = TrainingTask(
-            directory.resolve(), store_path.resolve(), split_path.resolve(), tuple(jobs), name, seed,
+            directory.resolve(), store_path, split_path.resolve(), tuple(jobs), name, seed,
             sae.evaluations, sae.checkpoints, tracking, correlation_threshold, dtype, cluster.cpus_per_actor,
             sae.spread == "bundles", bytes_for_rows,
         )  # fmt: skip
         _train(task, cluster)
-    trained = _collect(jobs, folders, finished)
-    _write_selected(directory / "sae", trained)
-    return trained
+    chosen = select_saes(directory / "sae", list(folders.values()), sae.selection)
+    return _collect(jobs, folders, finished, set(chosen.values()))
 
 
 def _check_complete(store: ContributionStore) -> None:
@@ -139,8 +139,11 @@ def _check_options(jobs: Sequence[SaeJob]) -> None:
 
 def _check_folder(job: SaeJob, folder: Path) -> None:
     """Refuse a folder that holds another SAE than its name says."""
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    found = (config.get("architecture"), config.get("channels"))
+    try:
+        config = read_json(folder / "config.json")
+        found = (config["architecture"], config["channels"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"cannot read the SAE in {folder} ({error!r}): remove it, train again") from error
     if found != (job.architecture, job.channels):
         raise TrainingError(
             f"{folder} holds an SAE of architecture {found[0]!r} and {found[1]} channels in place of "
@@ -289,7 +292,9 @@ def _explain(task: TrainingTask, ranks: int, error: Exception) -> TrainingError:
     return TrainingError(f"training on {ranks} ranks failed: {last_line}; what was reached is kept, start it again")
 
 
-def _collect(jobs: Sequence[SaeJob], folders: dict[SaeJob, Path], finished: set[SaeJob]) -> list[TrainedSae]:
+def _collect(
+    jobs: Sequence[SaeJob], folders: dict[SaeJob, Path], finished: set[SaeJob], chosen: set[Path]
+) -> list[TrainedSae]:
     evs: dict[SaeJob, tuple[float, float]] = {}
     for job in jobs:
         try:
@@ -300,21 +305,9 @@ def _collect(jobs: Sequence[SaeJob], folders: dict[SaeJob, Path], finished: set[
                 f"cannot read the metrics in {folders[job]} ({error!r}): remove it, train again"
             ) from error
         evs[job] = tuple(float("nan") if ev is None else float(ev) for ev in (select, evaluate))  # type: ignore[assignment]
-    best: dict[tuple[str, str], SaeJob] = {}
-    for job in jobs:
-        if job.key not in best or evs[job][0] > evs[best[job.key]][0]:
-            best[job.key] = job
     return [
         TrainedSae(
-            job.layer, job.quantity, job.architecture, folders[job], *evs[job], best[job.key] is job, job in finished
+            job.layer, job.quantity, job.architecture, folders[job], *evs[job], folders[job] in chosen, job in finished
         )
         for job in jobs
     ]
-
-
-def _write_selected(folder: Path, trained: Sequence[TrainedSae]) -> None:
-    selected: dict[str, dict[str, str]] = {}
-    for one in trained:
-        if one.selected:
-            selected.setdefault(one.layer, {})[one.quantity] = str(one.folder.relative_to(folder))
-    write_json_atomically(folder / "selected.json", selected)

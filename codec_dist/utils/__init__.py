@@ -5,7 +5,7 @@ Standard library only (tqdm and Arrow are imported where they are used), so that
 
 from codec_dist.utils.environment import environment
 from codec_dist.utils.errors import CodecError
-from codec_dist.utils.files import read_json, write_bytes_atomically, write_json_atomically
+from codec_dist.utils.files import absolute_location, read_json, write_bytes_atomically, write_json_atomically
 from codec_dist.utils.hashing import hash_file, hash_json
 from codec_dist.utils.names import escape_name, nearest_names, suggestion, unescape_name
 from codec_dist.utils.progress import Progress
@@ -17,6 +17,7 @@ __all__ = [
     "CodecError",
     "Progress",
     "Registry",
+    "absolute_location",
     "derive_seed",
     "environment",
     "escape_name",

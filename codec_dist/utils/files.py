@@ -29,6 +29,11 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def absolute_location(location: str | Path) -> str:
+    """A local path made absolute, for processes that run in other folders; a URL as it is."""
+    return str(location) if "://" in str(location) else str(Path(location).resolve())
+
+
 def write_json_atomically(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON, whole or not at all."""
     write_bytes_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 
 from codec_dist.cli import main
 from codec_dist.store import BlockWriter, ContributionStore, Lease, Ledger, create_store, finish_store
@@ -50,6 +51,19 @@ def test_verify_says_that_all_is_well_with_exit_code_0(store: Path, capsys: pyte
     for options in ([], ["--quick"], ["--repair"]):
         assert main(["store", "verify", str(store.parent), *options]) == 0
         assert capsys.readouterr().out.splitlines()[-1] == "faults    none"
+
+
+def test_commands_find_the_store_of_a_run_that_keeps_it_elsewhere(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    sections = {"run": {"directory": "."}, "data": {"shards": "."}, "model": {"spec": "torchvision:resnet18"}}
+    (other / "config.yaml").write_text(yaml.safe_dump(sections | {"store": {"location": "../run/store"}}))
+    assert main(["store", "digest", str(other)]) == 0
+    assert capsys.readouterr().out.strip() == ContributionStore(store).digest()
+    (other / "config.yaml").write_text(yaml.safe_dump(sections | {"store": {"location": "../nowhere"}}))
+    assert main(["store", "digest", str(other)]) == 2
 
 
 def test_verify_names_damage_and_repair_forgets_it(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

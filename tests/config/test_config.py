@@ -16,6 +16,7 @@ from codec_dist.config import (
     load_config,
     parse_config,
     save_config,
+    store_of_run,
 )
 
 MINIMAL: dict[str, Any] = {
@@ -41,6 +42,16 @@ def test_relative_paths_are_taken_from_the_files_folder(file: Path) -> None:
 
 def test_urls_are_left_alone(file: Path) -> None:
     assert load_config(file, ["--data.shards", "s3://bucket/shards"]).data.shards == "s3://bucket/shards"
+
+
+def test_the_store_is_in_the_run_unless_it_is_said_to_be_elsewhere(file: Path, tmp_path: Path) -> None:
+    assert load_config(file).store_location == store_of_run(tmp_path) == str(tmp_path / "store")
+    url = "s3://bucket/run/store"
+    save_config(load_config(file, ["--store.location", url]), file)
+    assert load_config(file).store_location == store_of_run(tmp_path) == url
+    file.write_text(yaml.safe_dump(MINIMAL | {"store": {"location": "../fast/store"}}))
+    assert load_config(file).store_location == store_of_run(tmp_path) == str(tmp_path.parent / "fast" / "store")
+    assert store_of_run(tmp_path / "no-run") == str(tmp_path / "no-run" / "store")
 
 
 def test_relative_paths_in_overrides_are_taken_from_the_current_folder(

@@ -1,7 +1,7 @@
 """Microbatches: in order, never larger than asked, with everything unusable named; prepared ahead in a thread."""
 
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 import pytest
 import torch
@@ -13,11 +13,17 @@ from codec_dist.extraction.batches import Dropped, make_batches, prefetched
 from codec_dist.shards import Decoded
 
 
-def _prepare(image: Image.Image) -> torch.Tensor:
-    value = image.getpixel((0, 0))
-    if value == 255:
-        raise ValueError("white images are refused")
-    return torch.full((1, 2, 2), float(value))
+class _Preparation:
+    """White images are refused; the others keep their grey level."""
+
+    def pixels(self, image: Image.Image) -> bytes:
+        content = image.tobytes()
+        if content[0] == 255:
+            raise ValueError("white images are refused")
+        return content
+
+    def normalise(self, pixels: Sequence[bytes]) -> torch.Tensor:
+        return torch.tensor([list(each) for each in pixels], dtype=torch.float32).view(-1, 1, 2, 2)
 
 
 def _samples(kinds: list[str]) -> list[Decoded]:
@@ -32,7 +38,7 @@ def _samples(kinds: list[str]) -> list[Decoded]:
 @given(st.lists(st.sampled_from(["good", "good", "white", "broken"]), max_size=40), st.integers(1, 9))
 def test_batches_hold_the_usable_samples_in_order_and_name_the_others(kinds: list[str], size: int) -> None:
     dropped: list[Dropped] = []
-    batches = list(make_batches(_samples(kinds), _prepare, size, dropped.append))
+    batches = list(make_batches(_samples(kinds), _Preparation(), size, dropped.append))
     good = [position for position, kind in enumerate(kinds) if kind == "good"]
     assert [position for batch in batches for position in batch.positions] == good
     assert [key for batch in batches for key in batch.keys] == [f"key-{position}" for position in good]
@@ -46,13 +52,29 @@ def test_batches_hold_the_usable_samples_in_order_and_name_the_others(kinds: lis
     }
 
 
+def test_image_that_there_is_no_memory_for_is_not_dropped() -> None:
+    def prepare(image: Image.Image) -> torch.Tensor:
+        return torch.empty(1 << 60)  # the allocator refuses in its own words
+
+    dropped: list[Dropped] = []
+    with pytest.raises(RuntimeError, match="allocate"):
+        list(make_batches(_samples(["good"]), prepare, 1, dropped.append))
+    assert not dropped
+
+
 def test_selection_of_a_batch_keeps_everything_together() -> None:
-    (batch,) = make_batches(_samples(["good"] * 5), _prepare, 5, lambda _: None)
+    (batch,) = make_batches(_samples(["good"] * 5), _Preparation(), 5, lambda _: None)
     part = batch.select([3, 1])
     assert part.keys == ("key-3", "key-1")
     assert part.positions == (3, 1)
     assert part.labels.tolist() == [-1, 1]
     assert part.images[:, 0, 0, 0].tolist() == [3, 1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="memory can only be pinned where there is a GPU")
+def test_images_for_a_gpu_are_in_pinned_memory() -> None:
+    (batch,) = make_batches(_samples(["good"] * 5), _prepare, 5, lambda _: None, pin=True)
+    assert batch.images.is_pinned()
 
 
 def test_prefetching_runs_ahead_by_no_more_than_asked() -> None:
@@ -120,7 +142,7 @@ def test_any_exit_of_the_source_reaches_the_consumer() -> None:
 
 def test_samples_without_the_label_that_is_needed_are_named() -> None:
     dropped: list[Dropped] = []
-    batches = list(make_batches(_samples(["good"] * 5), _prepare, 5, dropped.append, labelled=True))
+    batches = list(make_batches(_samples(["good"] * 5), _Preparation(), 5, dropped.append, labelled=True))
     assert [batch.positions for batch in batches] == [(1, 2, 4)]
     assert [(each.key, each.reason) for each in dropped] == [
         ("key-0", "there is no label, and the target needs one"),

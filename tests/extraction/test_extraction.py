@@ -9,6 +9,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,11 +109,23 @@ def test_store_holds_what_the_engine_computes(reference: ContributionStore, make
         np.testing.assert_allclose(rows[f"completeness.{layer}"], result.completeness.numpy(), atol=1e-6)
 
 
-def test_neither_actors_nor_order_nor_form_of_the_store_change_the_digest(
-    ray_cluster: Session, make_config: MakeConfig, reference: ContributionStore
+@pytest.mark.parametrize(
+    ("actors", "order", "reading", "form"),
+    [
+        (2, [5, 1, 3, 0, 4, 2], {"decode_threads": 2, "prefetch": 1}, {"compression": "lz4", "sharding": 7}),
+        (4, [2, 3, 0, 5, 4, 1], {"prefetch": 7}, {}),
+    ],
+)
+def test_neither_actors_nor_order_nor_prefetch_nor_form_of_the_store_change_the_digest(
+    actors: int,
+    order: list[int],
+    reading: dict[str, Any],
+    form: dict[str, Any],
+    ray_cluster: Session,
+    make_config: MakeConfig,
+    reference: ContributionStore,
 ) -> None:
-    form = {"compression": "lz4", "sharding": 7}
-    config = make_config(cluster={"actors": 2}, data={"decode_threads": 2}, store=form)
+    config = make_config(cluster={"actors": actors}, data=reading, store=form)
     plan, shards = make_plan(config)
     assert settle(plan, shards) == (plan, "cpu")
     serials: set[int] = set()
@@ -121,16 +134,16 @@ def test_neither_actors_nor_order_nor_form_of_the_store_change_the_digest(
         def enter(self, receipt: Receipt) -> None:
             super().enter(receipt)
             serials.add(receipt.actor)
-            # The first to start does not run away with all shards before the other one is there.
+            # The first to start does not run away with all shards before the others are there.
             ray.get([actor.starting for actor in coordinator._actors if actor.starting is not None])
 
     coordinator = Coordinator(plan, shards, Waits(0.0, shards, {}, None), "cpu")
-    assert coordinator.run([5, 1, 3, 0, 4, 2]) == []
-    assert serials == {0, 1}
+    assert coordinator.run(order) == []
+    assert serials == set(range(actors))
     finish_store(plan.store)
     assert _digest(config) == reference.digest()
-    assert list(plan.store.rglob("c.5.0"))
-    assert not list(plan.store.rglob("c.6.0"))
+    assert list(Path(plan.store).rglob("c.5.0"))
+    assert not list(Path(plan.store).rglob("c.6.0"))
 
 
 def test_killed_actor_leaves_store_identical(

@@ -6,7 +6,6 @@ its own, as does every driver: the session of the other tests, and the cluster, 
 
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,11 +29,22 @@ import sys
 from ray.cluster_utils import Cluster
 local = {"node_ip_address": "127.0.0.1"}
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **local})
-nodes = [cluster.add_node(num_cpus=1, **local) for _ in range(2)]
+
+
+def add():
+    for left in (2, 1, 0):
+        try:
+            return cluster.add_node(num_cpus=1, **local)
+        except Exception:  # Ray gives a node 30 s to start, which a busy machine can exceed
+            if not left:
+                raise
+
+
+nodes = [add() for _ in range(2)]
 print(cluster.address, flush=True)
 for line in sys.stdin:
     if line.strip() == "add":
-        nodes.append(cluster.add_node(num_cpus=1, **local))
+        nodes.append(add())
     else:
         cluster.remove_node(nodes.pop(), allow_graceful=False)
     print("done", flush=True)
@@ -89,12 +99,12 @@ class FaultyCluster:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[FaultyCluster]:
     """Three raylets on this machine, closed to the outside."""
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     environment = os.environ | {
         "RAY_AUTH_MODE": "disabled",
-        "RAY_TMPDIR": folder,
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_worker_prestart": "0",
+        # Actors find the hungry model here.
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
         # Ray then takes 127.0.0.1 for what it is.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # A node that was killed is known to be dead in seconds.
@@ -103,15 +113,23 @@ def cluster() -> Iterator[FaultyCluster]:
     }
     command = [sys.executable, "-c", CLUSTER]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, **pipes, text=True, env=environment) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        address = process.stdout.readline().strip()
-        assert address.startswith("127.0.0.1:")
-        yield FaultyCluster(process, address, environment)
-        process.stdin.close()
-        process.wait(60)
-    shutil.rmtree(folder, ignore_errors=True)
+    for left in (2, 1, 0):
+        with (
+            tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder,
+            subprocess.Popen(
+                command, **pipes, text=True, env=(environment := environment | {"RAY_TMPDIR": folder})
+            ) as process,
+        ):
+            assert process.stdout is not None
+            assert process.stdin is not None
+            address = process.stdout.readline().strip()
+            if not address and left:
+                continue
+            assert address.startswith("127.0.0.1:"), "Ray does not start: is the machine overloaded?"
+            yield FaultyCluster(process, address, environment)
+            process.stdin.close()
+            process.wait(60)
+            return
 
 
 @pytest.fixture(scope="module")
@@ -208,26 +226,33 @@ def _kill(pids: Sequence[int] | set[int]) -> None:
 
 def test_actor_killed_in_mid_shard(cluster: FaultyCluster, make: MakeConfig, quiet: str, tmp_path: Path) -> None:
     config = make(tmp_path)
-    with _run(config, cluster) as driver:
+    with _run(config, cluster, waits_after=1) as driver:
         driver.wait_for_shards(1)
         killed = cluster.actors()
         assert killed
         _kill(killed)
+        driver.go_on()
         outcome = driver.end()
     assert outcome[:3] == ["summary", "6", "0"]
     assert int(outcome[4]) >= 1
     assert _digest(config) == quiet
 
 
-def test_node_killed_and_another_joins(cluster: FaultyCluster, make: MakeConfig, quiet: str, tmp_path: Path) -> None:
+def test_all_nodes_are_killed_and_others_join(
+    cluster: FaultyCluster, make: MakeConfig, quiet: str, tmp_path: Path
+) -> None:
     config = make(tmp_path)
     with _run(config, cluster, waits_after=1) as driver:
         driver.wait_for_shards(1)
         cluster.order("kill")
+        cluster.order("kill")
         driver.go_on()
+        # At least two shards are left, and nobody else can do them.
+        cluster.order("add")
         cluster.order("add")
         outcome = driver.end()
     assert outcome[:3] == ["summary", "6", "0"]
+    assert int(outcome[4]) >= 1
     assert _digest(config) == quiet
 
 
@@ -257,14 +282,19 @@ def test_actor_that_hangs_is_replaced(cluster: FaultyCluster, make: MakeConfig, 
 
 
 def test_actor_out_of_memory_is_replaced(cluster: FaultyCluster, make: MakeConfig, quiet: str, tmp_path: Path) -> None:
-    # Where not even a thread can begin, Python waits for it for ever: then the shard is overdue.
-    config = make(tmp_path, cluster={"actors": 1, "shard_timeout_seconds": 40})
-    with _run(config, cluster) as driver:
+    # Where not even a thread can begin, Python may wait for it for ever: then the shard is overdue.
+    config = make(
+        tmp_path,
+        model={"spec": "module:hungry_classifier:hungry_classifier"},
+        cluster={"actors": 1, "shard_timeout_seconds": 40},
+    )
+    with _run(config, cluster, waits_after=1) as driver:
         driver.wait_for_shards(1)
         (starved,) = cluster.actors()
-        # Not a page more than it has now.
-        pages = int(Path(f"/proc/{starved}/statm").read_text().split()[0])
-        resource.prlimit(starved, resource.RLIMIT_AS, (pages * resource.getpagesize(),) * 2)
+        # It keeps what it has, in which small tensors find room. Half of the model's workspace, which is new with
+        # every pass, is less than it has: no pass is possible, even of one image.
+        resource.prlimit(starved, resource.RLIMIT_AS, (2**29, 2**29))
+        driver.go_on()
         outcome = driver.end()
     assert outcome[:3] == ["summary", "6", "0"]
     assert int(outcome[4]) >= 1
@@ -288,10 +318,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def _fill(path: Path) -> None:
     """A file that takes all the space there is."""
     with path.open("wb", buffering=0) as file:
-        with suppress(OSError):
-            while True:
-                file.write(bytes(2**12))
-        assert not os.statvfs(path.parent).f_bavail
+        # A block that an actor could not write whole is removed, which makes space again.
+        while os.statvfs(path.parent).f_bavail:
+            with suppress(OSError):
+                while True:
+                    file.write(bytes(2**12))
 
 
 def test_full_disk_stops_the_run_until_there_is_space(

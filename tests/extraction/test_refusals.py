@@ -168,3 +168,9 @@ def test_disk_that_cannot_hold_the_store_is_refused(make_config: MakeConfig) -> 
     check_free_space(plan, shards)
     with pytest.raises(ExtractionError, match=r"needs about .* GB more, but .* GB are free"):
         check_free_space(plan, [dataclasses.replace(shards[0], samples=10**12)])
+
+
+def test_object_store_is_not_asked_for_its_free_space(make_config: MakeConfig) -> None:
+    plan, shards = make_plan(make_config())
+    remote = dataclasses.replace(plan, store="s3://bucket/run/store")
+    check_free_space(remote, [dataclasses.replace(shards[0], samples=10**12)])

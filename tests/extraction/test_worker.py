@@ -1,18 +1,21 @@
 """What the actor does with batches that cannot be attributed whole: order kept, bad samples named."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from torch import nn
 
 from codec_dist.attribution import NotFiniteError
 from codec_dist.config import Config
 from codec_dist.extraction.batches import Batch, Dropped
-from codec_dist.extraction.plan import Plan
+from codec_dist.extraction.plan import Plan, build_attributor
 from codec_dist.extraction.timing import Stopwatch
 from codec_dist.extraction.worker import Failure, ShardTask, ShardWorker
-from codec_dist.shards import ShardInfo
+from codec_dist.models import load_model
+from codec_dist.shards import ShardInfo, load_index
 
 MakeConfig = Callable[..., Config]
 
@@ -31,9 +34,9 @@ class Faulty:
         return numbers
 
 
-def _worker(make_config: MakeConfig, attributor: Faulty) -> ShardWorker:
+def _worker(make_config: MakeConfig, attributor: Faulty, location: str = "nowhere") -> ShardWorker:
     config = make_config()
-    plan = Plan(config, "nowhere", Path("nowhere"), "", {}, (), (), ("top_1",), {})
+    plan = Plan(config, location, "nowhere", "", {}, (), (), ("top_1",), {})
     worker = ShardWorker(plan, on_gpu=False, serial=0)
     worker._attributor = attributor
     return worker
@@ -67,6 +70,33 @@ def test_batch_of_bad_samples_alone_leaves_no_row(make_config: MakeConfig) -> No
     rows, dropped = _run(_worker(make_config, Faulty(set(range(4)))), 4)
     assert rows == []
     assert len(dropped) == 4
+
+
+class Greedy(nn.Module):
+    """Has no memory for any image."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.hungry = model, False
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.hungry:
+            torch.empty(1 << 60)  # the allocator of the CPU refuses in its own words
+        return self.model(images)
+
+
+def test_actor_that_has_run_out_of_memory_is_not_used_any_more(make_config: MakeConfig, packed: Path) -> None:
+    worker = _worker(make_config, Faulty(set()), str(packed))
+    loaded = load_model(worker._plan.config.model, seed=0)
+    greedy = Greedy(loaded.module)
+    worker._model = dataclasses.replace(loaded, module=greedy)
+    worker._attributor = build_attributor(make_config(attribution={"layers": ["model.blocks.5"]}), worker._model)
+    worker._attributor.probe(torch.zeros(1, 1, 16, 16))
+    greedy.hungry = True
+    outcome = worker.extract(ShardTask(0, load_index(packed).shards[0], 1, 0))
+    assert isinstance(outcome, Failure)
+    assert "the memory of the cpu is too small for 8 images at once" in outcome.reason
+    assert outcome.broken
 
 
 def test_shard_that_cannot_even_begin_does_not_hold_up_the_next(make_config: MakeConfig) -> None:

@@ -63,6 +63,15 @@ def test_images_of_any_mode_are_those_of_torchvisions_loader_and_transform(mode:
     assert torch.equal(Preprocessing(16, 18, "bilinear", 1, (0.4,), (0.2,))(image), expected)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_many_images_together_are_what_each_is_alone(channels: int) -> None:
+    preprocessing = Preprocessing(12, 14, "bilinear", channels, MEAN[:channels], STD[:channels])
+    images = [noise(20, 30), noise(14, 14), noise(12, 12, "L"), noise(9, 40, "CMYK")]
+    together = preprocessing.normalise([preprocessing.pixels(image) for image in images])
+    assert torch.equal(together, torch.stack([preprocessing(image) for image in images]))
+    assert together.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_a_thin_image_that_would_be_resized_to_a_huge_one_is_refused() -> None:
     image = Image.new("L", (1, 60_000))
     with pytest.raises(ModelError, match=r"1 × 60,000 pixels would be resized to 3,932,160,000 pixels"):

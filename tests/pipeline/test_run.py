@@ -176,7 +176,7 @@ def test_a_moved_run_is_still_done(config: Config, tmp_path: Path) -> None:
 def test_a_shard_that_lost_its_marker_is_done_again(config: Config) -> None:
     run = RunDirectory(config.run.directory)
     digest = ContributionStore(run.store).digest()
-    next(iter(sorted((run.store / "ledger").glob("*.json")))).unlink()
+    next(iter(sorted((Path(run.store) / "ledger").glob("*.json")))).unlink()
     run_stages(config, ["extract"])
     assert ContributionStore(run.store).complete
     assert ContributionStore(run.store).digest() == digest

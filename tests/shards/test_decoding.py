@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -212,6 +214,32 @@ def test_a_text_chunk_that_explodes_is_refused():
     image, fault = decode_image(content[:place] + text + content[place:])
     assert image is None
     assert "too large" in fault
+
+
+SHORT_OF_MEMORY = """
+import resource
+import sys
+from pathlib import Path
+from codec_dist.shards.decoding import decode_image
+
+content = Path(sys.argv[1]).read_bytes()
+decode_image(content)
+in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (in_use + 2**26, resource.RLIM_INFINITY))
+try:
+    print("decoded", decode_image(content))
+except MemoryError:
+    print("no memory")
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(decode_image(content)[0].size)
+"""
+
+
+def test_too_little_memory_is_not_the_fault_of_the_image(tmp_path):
+    (tmp_path / "large.png").write_bytes(encode("PNG", image=Image.new("RGB", (8000, 6000))))
+    command = [sys.executable, "-c", SHORT_OF_MEMORY, str(tmp_path / "large.png")]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    assert output.splitlines() == ["no memory", "(8000, 6000)"]
 
 
 def test_faulty_images_in_a_shard_are_counted_one_by_one(tmp_path, tar):

@@ -60,7 +60,7 @@ def test_another_identity_is_refused_with_the_differences_spelled_out(plan):
         "attribution.method.options.steps: 10 in the store, 20 asked; "
         "attribution.method.options.baseline: zeros in the store, nothing asked; "
         "extra: nothing in the store, [1] asked. "
-        "Choose another run directory, or give the settings of the store"
+        "Choose another place (store.location, or run.directory), or give the settings of the store"
     )
 
 

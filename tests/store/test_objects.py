@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -22,8 +21,11 @@ from codec_dist.store import (
     Ledger,
     RowDataset,
     StoreError,
+    StoreFullError,
     finish_store,
     repair_store,
+    samples_version,
+    store_exists,
     verify_store,
 )
 from codec_dist.store import objects as objects_module
@@ -41,15 +43,8 @@ NUMBERS = itertools.count()
 
 @pytest.fixture(scope="module")
 def server():
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    with s3_server.serving() as proxy, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        patch.setenv("AWS_ACCESS_KEY_ID", "somebody")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "something")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()
+    with s3_server.reachable() as proxy:
         yield proxy
-        s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture
@@ -227,6 +222,31 @@ def test_patience_ends(server, remote, monkeypatch):
     assert Ledger(remote.path).pending() == [0, 1, 2], "nothing was done"
 
 
+def test_a_bucket_without_room_is_told_apart_from_one_that_is_busy(server, remote, monkeypatch):
+    monkeypatch.setattr(server, "full", True)
+    with pytest.raises(StoreFullError, match=r"cannot write shard s-0.tar into s3://.* no space left \(XMinioStorageF"):
+        BlockWriter(remote.path).write(0, remote.values(0), remote.samples(0))
+    monkeypatch.undo()
+    assert Ledger(remote.path).pending() == [0, 1, 2]
+    remote.write(0)
+    assert len(Ledger(remote.path)) == 1
+
+
+def test_whether_there_is_a_store_and_which_is_known_without_reading_it(url, make_plan):
+    assert not store_exists(url)
+    plan = make_plan(url)
+    plan.create()
+    assert store_exists(url)
+    assert samples_version(url) is None
+    write_all(plan)
+    first = samples_version(url)
+    assert samples_version(url) == first is not None
+    ObjectPlace(url).write("samples.parquet", ObjectPlace(url).read("samples.parquet") + b" ")
+    assert samples_version(url) != first
+    ObjectPlace(url).delete("arrays.zarr/zarr.json")
+    assert store_exists(url), "what is left of a store is not taken for none"
+
+
 @pytest.mark.slow
 def test_an_address_where_nobody_is_is_given_up_sooner(server, url, monkeypatch):
     monkeypatch.setattr(objects_module, "FIRST_PATIENCE_SECONDS", 0.0)
@@ -281,6 +301,11 @@ def test_the_lease_of_another_host_ends_by_the_servers_clock(remote):
         pass
     with Lease(remote.path, patience_seconds=-1):
         pass
+
+
+def test_a_holder_outlasts_a_server_that_is_busy(remote):
+    with Lease(remote.path, patience_seconds=-1) as lease:
+        lease.check()
 
 
 @pytest.mark.slow

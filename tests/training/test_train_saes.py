@@ -65,9 +65,14 @@ def test_trains_all_saes_with_two_ranks_and_leaves_the_documented_files(
 def _check_selection(run: Path, trained: list[TrainedSae]) -> None:
     selected = json.loads((run / "sae/selected.json").read_text())
     assert set(selected) == {"blocks.0", "blocks.1"}
-    best = max(trained[1:], key=lambda one: one.ev_select)
+    # By default the sparser of the two, unless it gives up more than a twentieth of the explained variance.
+    measured = {one: json.loads((one.folder / "metrics.json").read_text())["select"] for one in trained[1:]}
+    sparser, denser = sorted(measured, key=lambda one: measured[one]["l0"])
+    best = sparser if sparser.ev_select >= 0.95 * denser.ev_select else denser
     assert run / "sae" / selected["blocks.1"]["contribution-positive"] == best.folder
     assert [one.selected for one in trained] == [True, best is trained[1], best is trained[2]]
+    reasons = json.loads((run / "sae/selection.json").read_text())["choices"]
+    assert ["of 2 configurations" in one["reason"] for one in reasons] == [False, True]
 
 
 def _check_metrics_file(run: Path) -> None:
