@@ -26,8 +26,8 @@ def chosen_saes(
     """The selected SAEs whose layer matches a name or glob, as (layer, quantity, folder).
 
     Raises:
-        PipelineError: a pattern that no layer matches, or a quantity without SAEs; ``setting`` names the
-            section of the config that asked.
+        PipelineError: a pattern that no layer matches, a quantity without SAEs, or one with both signs side by
+            side; ``setting`` names the section of the config that asked.
     """
     selected = selected_saes(run)
     for pattern in layers:
@@ -37,6 +37,11 @@ def chosen_saes(
             )
     trained = {quantity for saes in selected.values() for quantity in saes}
     for quantity in quantities:
+        if quantity.endswith("-both"):
+            raise PipelineError(
+                f"{setting}.quantities: a mode of {quantity!r} has two numbers per channel and so ranks no channels: "
+                "name a quantity of one sign, or the net one"
+            )
         if quantity not in trained:
             raise PipelineError(
                 f"{setting}.quantities: no SAE was trained for {quantity!r}: {suggestion(quantity, trained)}"

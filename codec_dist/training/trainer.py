@@ -141,8 +141,11 @@ def _check_options(jobs: Sequence[SaeJob]) -> None:
 
 def _check_folder(job: SaeJob, folder: Path) -> None:
     """Refuse a folder that holds another SAE than its name says."""
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    found = (config.get("architecture"), config.get("channels"))
+    try:
+        config = read_json(folder / "config.json")
+        found = (config["architecture"], config["channels"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"cannot read the SAE in {folder} ({error!r}): remove it, train again") from error
     if found != (job.architecture, job.channels):
         raise TrainingError(
             f"{folder} holds an SAE of architecture {found[0]!r} and {found[1]} channels in place of "
