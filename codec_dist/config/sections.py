@@ -189,6 +189,8 @@ class TrainingSettings(Section):
     """Adam's step size."""
     schedule: Literal["constant", "cosine", "plateau"] = "cosine"
     """Learning rate over time; `plateau` halves it when the loss on the select part stalls (the paper's)."""
+    warmup_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Fraction of the training during which the rate rises linearly to what the schedule says."""
     patience: Count = 10
     """Epochs without improvement before `plateau` halves the rate."""
 

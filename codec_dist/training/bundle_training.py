@@ -53,6 +53,8 @@ class BundleTraining:
         self._plateaus = [state.plateau if state else Plateau(fresh.patience) for state in states]
         self._histories = [state.history if state else [] for state in states]
         self._seconds_before = [state.seconds if state else 0.0 for state in states]
+        # Since the last evaluation.
+        self._samples, self._sample_seconds = 0, 0.0
 
     def run(self, advance: Callable[[int], None]) -> None:
         """Train to the end and save; ``advance`` is told of every SAE epoch.
@@ -101,15 +103,19 @@ class BundleTraining:
     def _train_epoch(self) -> None:
         for job, sae in zip(self._jobs, self._saes, strict=True):
             sae.seed_noise(job.derived_seed("noise", self._epoch, self._ranks.rank))
-        seen = 0
+        started, seen = time.monotonic(), 0
         size = self._settings.batch_size
         for batches, rows in epoch_batches(self._rows, self._ranks, self._task.seed, self._epoch, size):
             self._set_rates((self._epoch + seen / self._fit_rows) / self._settings.epochs)
             self._lockstep.step(batches, rows)
             seen += rows
+        if self._ranks.device.type == "cuda":
+            torch.cuda.synchronize(self._ranks.device)
+        self._samples += seen
+        self._sample_seconds += time.monotonic() - started
 
     def _set_rates(self, progress: float) -> None:
-        factor = rate_factor(self._settings.schedule, progress)
+        factor = rate_factor(self._settings.schedule, progress, self._settings.warmup_fraction)
         self._lockstep.set_rates([factor * plateau.factor for plateau in self._plateaus])
 
     def _select_losses(self) -> list[float]:
@@ -123,9 +129,12 @@ class BundleTraining:
                     f"{job.label} diverged by epoch {self._epoch} (loss {loss:g}): "
                     f"lower its learning_rate ({self._settings.learning_rate:g})"
                 )
+        rate = round(self._samples / max(self._sample_seconds, 1e-9), 1)
+        self._samples, self._sample_seconds = 0, 0.0
         found = self._evaluations("select")
         for number, (loss, evaluation) in enumerate(zip(losses, found, strict=True)):
-            numbers = {"loss": loss, "learning_rate": self._lockstep.rates[number], **self._numbers(evaluation)}
+            numbers = {"loss": loss, "learning_rate": self._lockstep.rates[number], "samples_per_second": rate}
+            numbers |= self._numbers(evaluation)
             entry = {"epoch": self._epoch, "samples": self._epoch * self._fit_rows, "seconds": self._seconds(number)}
             self._histories[number].append(entry | numbers)
             if self._logbook:
