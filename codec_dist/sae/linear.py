@@ -1,5 +1,6 @@
 """SAEs with a linear encoder: everything but how preactivations become loadings."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +14,7 @@ from codec_dist.sae.options import TrainedOptions
 from codec_dist.sae.trained import SMALLEST_NORM, TrainedAutoencoder, unit_rows
 
 MEDIAN_ITERATIONS = 50
+CACHED_ELEMENTS = 2**18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +83,8 @@ class LinearAutoencoder(TrainedAutoencoder):
     def before_step(self) -> None:
         """Take out of each dictionary row's gradient the part along the row, which the norm would undo."""
         if self.chosen.normalize and self.decoder.grad is not None:
-            along = (self.decoder.grad * self.decoder).sum(-1, keepdim=True)
-            self.decoder.grad.addcmul_(along, self.decoder, value=-1)
+            for gradient, atoms in zip(_blocks(self.decoder.grad), _blocks(self.decoder), strict=True):
+                gradient.addcmul_((gradient * atoms).sum(-1, keepdim=True), atoms, value=-1)
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -131,9 +133,8 @@ class LinearAutoencoder(TrainedAutoencoder):
         if self.decoder_bias is None:
             return self.encoder_bias, rows
         bias = self.mode_group.copy(self.decoder_bias)
-        fixed = bias.detach()
-        offset = self.encoder_bias - (self.encoder.detach() @ (bias - fixed).unsqueeze(-1)).squeeze(-1)
-        return offset, rows - fixed.unsqueeze(-2)
+        offset = _Offset.apply(self.encoder_bias, bias, self.encoder.detach())
+        return offset, rows - bias.detach().unsqueeze(-2)
 
     def _magnitudes(self, loadings: Float[Tensor, "*members batch modes"]) -> Float[Tensor, "*members"]:
         """Σ_m z_m ‖D_m‖ / √channels, averaged over rows: the L1 norm that no rescaling of modes can change.
@@ -171,6 +172,27 @@ class LinearAutoencoder(TrainedAutoencoder):
             return
         middle = geometric_median if self.chosen.decoder_bias == "geometric_median" else _mean
         self.decoder_bias.copy_(middle(scaled_rows))
+
+
+class _Offset(torch.autograd.Function):
+    """c − (b − b₀) Eᵀ at b = b₀: the value of c, with b's gradient −g E."""
+
+    @staticmethod
+    def forward(ctx: Any, encoder_bias: Tensor, bias: Tensor, encoder: Tensor) -> Tensor:
+        ctx.save_for_backward(encoder)
+        return encoder_bias.view_as(encoder_bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (encoder,) = ctx.saved_tensors
+        return gradients[0], -(gradients[0].unsqueeze(-2) @ encoder).squeeze(-2), None
+
+
+def _blocks(table: Float[Tensor, "*members modes channels"]) -> Sequence[Tensor]:
+    """On a CPU, parts of a table small enough for its caches, so that what is made of them stays there."""
+    if table.device.type != "cpu":
+        return [table]
+    return table.split(max(1, CACHED_ELEMENTS // table[..., 0, :].numel()), dim=-2)
 
 
 def geometric_median(rows: Float[Tensor, "rows channels"]) -> Float[Tensor, "channels"]:

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from codec_dist.sae.autoencoder import ARCHITECTURES, Loss
 from codec_dist.sae.linear import LinearAutoencoder, LinearOptions
-from codec_dist.sae.members import mean_square
+from codec_dist.sae.members import affine, mean_square
 from codec_dist.sae.selection import strongest
 from codec_dist.sae.sparse import combine, count_fired, rectified_strongest
 
-# Sparse products pay where at most one in so many loadings is not 0.
+# Sparse products pay where at most one in so many loadings is not 0, and a dictionary has so many elements:
+# below, most of the time goes into starting operations, of which they need more.
 SPARSE = 8
+SPARSE_ELEMENTS = 2**15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,22 +64,39 @@ class TopKAutoencoder(LinearAutoencoder):
         if not self._sparse_pays():
             return super().loss(rows, batch_rows)
         rows = self.scaled(rows)
-        values, modes = rectified_strongest(*self._centred(rows), self.encoder, self.k)
+        offset, centred = self._centred(rows)
+        values, modes = rectified_strongest(offset, centred, self.encoder, self.k)
         with torch.no_grad():
             self.statistics[..., :-1] = count_fired(values, modes, self.modes)
             self.statistics[..., -1] = rows.shape[-2]
         approximation = combine(values, modes, self.decoder)
         if self.decoder_bias is not None:
             approximation = approximation + self.decoder_bias.unsqueeze(-2)
-        return Loss.weighted({"reconstruction": (1.0, mean_square(rows - approximation))})
+        errors = rows - approximation
+        terms: dict[str, tuple[float | Tensor, Tensor]] = {"reconstruction": (1.0, mean_square(errors))}
+        if self.auxk and self.dead.any():
+            terms["auxiliary"] = (self.auxk_coefficient, self._auxiliary_loss_of_dead(offset, centred, errors))
+        return Loss.weighted(terms)
+
+    def _auxiliary_loss_of_dead(
+        self,
+        offset: Float[Tensor, "*members modes"],
+        centred: Float[Tensor, "*members batch channels"],
+        errors: Float[Tensor, "*members batch channels"],
+    ) -> Float[Tensor, "*members"]:
+        """AuxK from the preactivations of dead modes alone (in a stack: of modes that are dead in any member)."""
+        dead = self.dead
+        some = dead.view(-1, self.modes).any(0).nonzero()[:, 0]
+        candidates = affine(offset[..., some], centred, self.encoder[..., some, :])
+        return self._explained(candidates, dead[..., some], self.decoder[..., some, :], errors)
 
     def _sparse_pays(self) -> bool:
         if not self.same_in_every_row or self.decoder.device.type != "cpu" or self.mode_group.size > 1:
             return False
         if torch.is_autocast_enabled("cpu"):
             return False
-        # AuxK's candidates are too many for it.
-        return self.k_of_member is None and (self.auxk == 0 or not self.dead.any()) and SPARSE * self.k <= self.modes
+        large = self.modes * self.channels >= SPARSE_ELEMENTS
+        return large and self.k_of_member is None and SPARSE * self.k <= self.modes
 
     def _activate(
         self, preactivations: Float[Tensor, "*members batch modes"], batch_rows: int

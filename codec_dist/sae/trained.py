@@ -123,12 +123,22 @@ class TrainedAutoencoder(SparseAutoencoder):
         # On a CPU the answer is at hand; elsewhere asking would stall the device, so the loss is computed and zeroed.
         if dead.device.type == "cpu" and self.mode_group.size == 1 and not dead.any():
             return None
+        return self._explained(candidates, dead, self.atoms(), errors)
+
+    def _explained(
+        self,
+        candidates: Float[Tensor, "*members batch some"],
+        dead: Bool[Tensor, "*members some"],
+        atoms: Float[Tensor, "*members some channels"],
+        errors: Float[Tensor, "*members batch channels"],
+    ) -> Float[Tensor, "*members"]:
+        """What is left of the errors once the strongest dead ones of some modes explain what they can."""
         values, modes = strongest(
             candidates.masked_fill(~dead.unsqueeze(-2), -torch.inf), self.auxk, modes=self.mode_group
         )
         values = values.masked_fill(values.isneginf(), 0)
         rectified = values + (values.relu() - values).detach()
-        own = torch.zeros_like(candidates).scatter(-1, modes, rectified) @ self.atoms()
+        own = torch.zeros_like(candidates).scatter(-1, modes, rectified) @ atoms
         any_dead = self.mode_group.gather(dead.any(-1)).any(0)
         return mean_square(errors.detach() - self.mode_group.sum(own)) * any_dead
 

@@ -13,7 +13,7 @@ from codec_dist.training.baselines import fit_baselines
 from codec_dist.training.bundle_training import BundleTraining
 from codec_dist.training.bundles import Bundle, Cohort, Key, hand_out, make_bundles, make_cohorts
 from codec_dist.training.logbook import Logbook
-from codec_dist.training.memory import bytes_for_rows
+from codec_dist.training.memory import bytes_for_rows, keep_freed_memory
 from codec_dist.training.parts import Parts, read_parts
 from codec_dist.training.plan import is_finished
 from codec_dist.training.ranks import Ranks
@@ -32,6 +32,7 @@ def train_on_rank(task: TrainingTask, ranks: Ranks, after_bundle: Callable[[], N
     Raises:
         TrainingError, StoreError, SaeError: rows that cannot be read or decomposed, or training that fails.
     """
+    keep_freed_memory()
     store = ContributionStore(task.store_path)
     parts = read_parts(store, task.split_path)
     # Rank 0 decides, because files may change between two looks at them.

@@ -12,6 +12,7 @@ from codec_dist.sae import (
     TopKAutoencoder,
     build,
     geometric_median,
+    topk,
 )
 
 
@@ -182,10 +183,18 @@ def test_wrong_options_are_refused(options: dict[str, object], message: str) -> 
         build("topk", options, channels=8)
 
 
+@pytest.mark.parametrize("auxk", [2, 30])
+@pytest.mark.parametrize("dead", [0, 7])
 @pytest.mark.parametrize("members", [0, 3])
 @pytest.mark.parametrize("bias", ["zero", "none"])
-def test_sparse_products_equal_dense_ones(bias: str, members: int) -> None:
-    saes = [build("topk", {"modes": 40, "k": 3, "decoder_bias": bias}, 5, seed=s).double() for s in range(members or 1)]
+def test_sparse_products_equal_dense_ones(
+    bias: str, members: int, dead: int, auxk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topk, "SPARSE_ELEMENTS", 1)
+    options = {"modes": 40, "k": 3, "decoder_bias": bias, "auxk": auxk}
+    saes = [build("topk", options, 5, seed=s).double() for s in range(members or 1)]
+    for number, one in enumerate(saes[:2]):  # in a stack: of one member other modes, of another none
+        one.samples_since_fired[3 * number : 3 * number + dead] = 10_000
     rows = torch.rand(members or 1, 9, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     sae = StackedAutoencoder(saes).template if members else saes[0]
     rows = rows if members else rows[0]
@@ -196,18 +205,22 @@ def test_sparse_products_equal_dense_ones(bias: str, members: int) -> None:
             parameter.add_(0.1 * torch.rand_like(parameter))
     found, expected = sae.loss(rows).total, None
     statistics = sae.statistics.clone()
-    expected = LinearAutoencoder.loss(sae, rows).total
+    parts = LinearAutoencoder.loss(sae, rows)
+    assert ("auxiliary" in parts.parts) == (dead > 0) == ("auxiliary" in sae.loss(rows).parts)
+    expected = parts.total
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
     assert torch.equal(statistics, sae.statistics)
     gradients = [torch.autograd.grad(loss.sum(), list(sae.parameters())) for loss in (found, expected)]
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-11, atol=1e-13)
 
 
-def test_sparse_products_are_for_few_loadings_and_living_modes() -> None:
-    sae = build("topk", {"modes": 40, "k": 3}, channels=5)
-    assert isinstance(sae, TopKAutoencoder)
-    assert sae._sparse_pays()
-    sae.samples_since_fired[0] = 10_000
-    assert not sae._sparse_pays(), "AuxK needs dense ones"
-    assert not build("topk", {"modes": 40, "k": 6}, channels=5)._sparse_pays()
-    assert not build("batchtopk", {"modes": 40, "k": 3}, channels=5)._sparse_pays()
+def test_sparse_products_are_for_few_loadings_and_large_dictionaries() -> None:
+    def sparse(name: str = "topk", modes: int = 512, k: int = 3, channels: int = 64) -> bool:
+        sae = build(name, {"modes": modes, "k": k}, channels=channels)
+        assert isinstance(sae, TopKAutoencoder)
+        return sae._sparse_pays()
+
+    assert sparse()
+    assert not sparse(k=65)
+    assert not sparse(modes=256)
+    assert not sparse("batchtopk")
