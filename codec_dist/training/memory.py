@@ -46,8 +46,8 @@ def keep_freed_memory() -> None:
     """Let large tensors that are freed be used again by the next ones, where the C library is glibc.
 
     By default it gives each tensor above 32 MB back to the system, which hands it out again page by page,
-    filled with zeros: at every step for every gradient. At 2,048 channels and 6,144 modes that takes as long
-    as all arithmetic but the matrix products (benchmarks/sae.py).
+    filled with zeros: at every step for every gradient. At 2,048 channels and 6,144 modes that was over a third
+    of a step's CPU time (benchmarks/RESULTS.md).
     """
     try:
         options = ctypes.CDLL("libc.so.6").mallopt
