@@ -69,6 +69,8 @@ class BundleTraining:
         self._epoch = bundle.cohorts[0].first_epoch
         self._fit_rows = rows[bundle.jobs[0].key].fit_rows
         self._started = time.monotonic()
+        # Of the last epoch, evaluations left out.
+        self._speed = 0.0
         states = {identity: state for cohort in bundle.cohorts for identity, state in self._load(cohort).items()}
         self._members = [
             self._start(job, cohort, states.get(job.identity)) for cohort in bundle.cohorts for job in cohort.jobs
@@ -161,7 +163,7 @@ class BundleTraining:
     def _train_epoch(self) -> None:
         seeds = [member.job.derived_seed("noise", self._epoch, self._sharers.rank) for member in self._members]
         self._lockstep.seed_noise(seeds)
-        seen, before = 0, self._epoch * self._fit_rows
+        started, seen, before = time.monotonic(), 0, self._epoch * self._fit_rows
         batches = epoch_batches(self._unit_rows, self._sharers, self._task.seed, self._epoch, self._settings.batch_size)
         for shares, rows in batches:
             self._set_rates(self._epoch + seen / self._fit_rows)
@@ -169,6 +171,9 @@ class BundleTraining:
             for unit in self._lockstep.units:
                 self._resample(unit, before + seen, before + seen + rows)
             seen += rows
+        if self._ranks.device.type == "cuda":
+            torch.cuda.synchronize(self._ranks.device)
+        self._speed = round(seen / max(time.monotonic() - started, 1e-9), 1)
 
     def _set_rates(self, epochs: float) -> None:
         factors = []
@@ -218,7 +223,8 @@ class BundleTraining:
         found = dict(zip(members, self._evaluations(members, "select"), strict=True))
         for member, evaluation in found.items():
             rate = self._lockstep.rates[self._members.index(member)]
-            numbers = {"loss": member.loss / member.rows, "learning_rate": rate, **self._numbers(evaluation)}
+            numbers = {"loss": member.loss / member.rows, "learning_rate": rate, "samples_per_second": self._speed}
+            numbers |= self._numbers(evaluation)
             member.loss, member.rows = 0.0, 0
             entry = {"epoch": self._epoch, "samples": self._epoch * self._fit_rows, "seconds": self._seconds(member)}
             member.history.append(entry | numbers)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from codec_dist.modes import Correlations, LoadingCorrelations
-from codec_dist.sae import ReconstructionMetrics, ReconstructionReport, SparseAutoencoder
+from codec_dist.sae import ReconstructionMetrics, ReconstructionReport, SparseAutoencoder, TrainedAutoencoder
 from codec_dist.statistics import hoyer
 from codec_dist.training.ranks import Ranks
 from codec_dist.training.rows import LayerRows
@@ -33,16 +33,24 @@ class Evaluation:
     """That correlation; NaN where a mode has none."""
     hoyer: Float[Tensor, "modes"]
     """Hoyer sparsity of each dictionary row, NaN for a row of zeros."""
+    silent: Float[Tensor, "modes"] | None = None
+    """Training samples since each mode fired; None for an SAE that is fitted."""
 
     @classmethod
-    def of(cls, report: ReconstructionReport, dictionary: Tensor, correlations: Correlations | None) -> "Evaluation":
-        """From the metrics, the dictionary and the correlations of loadings with classes."""
+    def of(
+        cls,
+        report: ReconstructionReport,
+        dictionary: Tensor,
+        correlations: Correlations | None,
+        silent: Tensor | None = None,
+    ) -> "Evaluation":
+        """From the metrics, the dictionary, the correlations of loadings with classes, and counts of training."""
         sparsity = hoyer(dictionary.double())
         if correlations is None:
             unknown = torch.full_like(report.frequency, math.nan)
-            return cls(report, False, torch.zeros(len(unknown), dtype=torch.int64), unknown, sparsity)
+            return cls(report, False, torch.zeros(len(unknown), dtype=torch.int64), unknown, sparsity, silent)
         known, classes = correlations.correlation.nan_to_num(nan=-math.inf).max(0)
-        return cls(report, True, classes, known.masked_fill(known.isneginf(), math.nan), sparsity)
+        return cls(report, True, classes, known.masked_fill(known.isneginf(), math.nan), sparsity, silent)
 
     def numbers(self, threshold: float) -> dict[str, float]:
         """Scalars to log; a mode whose top correlation exceeds ``threshold`` is class-correlated."""
@@ -62,6 +70,8 @@ class Evaluation:
             "log10_frequency": self.report.frequency[alive].log10(),
             "hoyer": self.hoyer,
         }
+        if self.silent is not None:
+            values["log10_samples_since_fired"] = self.silent.log1p() / math.log(10)
         finite = {name: tensor[tensor.isfinite()] for name, tensor in values.items()}
         return {name: tensor for name, tensor in finite.items() if len(tensor)}
 
@@ -104,7 +114,9 @@ def evaluate(
     found = []
     for sae, (metrics, correlations) in zip(saes, first, strict=True):
         dictionary = sae.dictionary.cpu()
-        found.append(Evaluation.of(metrics.result(dictionary), dictionary, correlations.result() if classes else None))
+        silent = sae.samples_since_fired.double().cpu() if isinstance(sae, TrainedAutoencoder) else None
+        with_classes = correlations.result() if classes else None
+        found.append(Evaluation.of(metrics.result(dictionary), dictionary, with_classes, silent))
     return found
 
 

@@ -5,13 +5,11 @@ come every few minutes. The training's own run shows an overview meanwhile, and 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import torch
 
 from codec_dist.config import TrackingSection
 from codec_dist.tracking import RunSeries, WandbRun, read_metrics
@@ -19,8 +17,6 @@ from codec_dist.training.plan import SaeJob
 from codec_dist.utils import Progress, read_json, write_json_atomically
 
 TRACKED_FILE = "tracked.json"
-SILENT = "samples_since_fired"
-BINS = 64
 
 Histograms = dict[str, dict[int, dict[str, Any]]]
 
@@ -39,8 +35,8 @@ def write_sae_runs(
     """Write the W&B runs of finished SAEs that have none yet; returns how many.
 
     They have the job type ``sae`` and share the group ``name`` with the stages. Each holds the SAE's settings,
-    its curves (with samples per second), histograms of its modes at every evaluation and of how long they have
-    been silent at the end, and its metrics on both parts as summary. ``tracked.json`` in the SAE's folder marks it.
+    its curves (with samples per second), histograms of its modes at every evaluation (how long they have been
+    silent among them), and its metrics on both parts as summary. ``tracked.json`` in the SAE's folder marks it.
 
     Raises:
         TrackingError: as from W&B.
@@ -74,16 +70,13 @@ def _settings(job: SaeJob) -> dict[str, Any]:
 
 def _write(run: WandbRun, folder: Path, histograms: Histograms, selected: bool) -> None:
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text(encoding="utf-8").splitlines()]
-    for entry in _with_speed(history):
+    for entry in history:
         numbers = {name: value for name, value in entry.items() if name != "epoch" and value is not None}
         run.log(numbers, entry["epoch"], "epoch")
         for name, by_epoch in histograms.items():
             if (found := by_epoch.get(entry["epoch"])) is not None:
                 run.histogram(name, np.array(found["counts"]), np.array(found["edges"]), entry["epoch"], "epoch")
     metrics = read_json(folder / "metrics.json")
-    if history and (silent := _silent(folder)) is not None:
-        counts, edges = np.histogram(np.log10(1.0 + silent), bins=BINS)
-        run.histogram(f"log10_{SILENT}", counts, edges, history[-1]["epoch"], "epoch")
     summary = {
         f"{part}/{name}": value
         for part in ("select", "evaluate")
@@ -91,25 +84,6 @@ def _write(run: WandbRun, folder: Path, histograms: Histograms, selected: bool) 
         if isinstance(value, int | float)
     }
     run.summary({**summary, "selected": selected})
-
-
-def _with_speed(history: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The history with samples per second since the evaluation before, evaluations included."""
-    samples, seconds = 0, 0.0
-    for entry in history:
-        elapsed = entry["seconds"] - seconds
-        speed = {"samples_per_second": (entry["samples"] - samples) / elapsed} if elapsed > 0 else {}
-        samples, seconds = entry["samples"], entry["seconds"]
-        yield {**entry, **speed}
-
-
-def _silent(folder: Path) -> np.ndarray | None:
-    """Training samples since each mode fired; None for an SAE that is fitted."""
-    with safetensors.safe_open(folder / "model.safetensors", framework="pt") as weights:
-        if SILENT not in weights.keys():  # noqa: SIM118 -- not a mapping
-            return None
-        silent: torch.Tensor = weights.get_tensor(SILENT)
-    return silent.double().numpy()
 
 
 def _read_histograms(path: Path) -> dict[str, Histograms]:
