@@ -109,6 +109,7 @@ def _start(num_cpus: int | None, dashboard: bool, folder: Path) -> "ray._private
                 dashboard_port=free_port() if dashboard else None,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
+                _metrics_export_port=free_port(),
                 _temp_dir=str(folder),
             )
         except Exception as error:
