@@ -193,19 +193,17 @@ def _confined() -> Iterator[None]:
     """Let what ``ray.init`` starts bind to 127.0.0.1, and to ports that no other Ray of this machine has.
 
     The first is what Ray does on macOS and Windows, governed by RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER, which it
-    reads when it is imported: too early to be asked here. The second are options of ``ray start``
-    (--dashboard-agent-listen-port and others) that ``ray.init`` lacks; with Ray's fixed port a second Ray on the
-    machine takes no jobs. Left to choose their ports themselves, Ray's agents must tell them within 15 s, or the
-    node gives up: on a busy machine importing Python's modules alone takes longer.
+    reads when it is imported: too early to be asked here. The second is an option of ``ray start``
+    (--dashboard-agent-listen-port, 0 for any) that ``ray.init`` lacks; with a fixed port a second Ray on the
+    machine takes no jobs.
     """
     from ray._private import parameter, ray_constants
 
-    names = ("dashboard_agent_listen_port", "metrics_agent_port", "runtime_env_agent_port")
-    free_ports = functools.partial(parameter.RayParams, **{name: free_port() for name in names})
+    any_port = functools.partial(parameter.RayParams, dashboard_agent_listen_port=0)
     with (
         environment({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}, RAY_SETS),
         _replaced(ray_constants, "ENABLE_RAY_CLUSTER", False),
-        _replaced(parameter, "RayParams", free_ports),
+        _replaced(parameter, "RayParams", any_port),
     ):
         yield
 
