@@ -12,6 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Test processes share the cores; threads that wait for each other in each of them would only take turns.
     os.environ["OMP_NUM_THREADS"] = "1"
 
+import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 
@@ -22,6 +23,10 @@ install_import_hook([f"codec_dist.{room}" for room in TYPED_ROOMS], "beartype.be
 sys.path.insert(0, str(Path(__file__).parent))
 
 pytest_plugins = ["ray_fixture"]
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.hookimpl(tryfirst=True)

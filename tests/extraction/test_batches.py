@@ -53,12 +53,13 @@ def test_batches_hold_the_usable_samples_in_order_and_name_the_others(kinds: lis
 
 
 def test_image_that_there_is_no_memory_for_is_not_dropped() -> None:
-    def prepare(image: Image.Image) -> torch.Tensor:
-        return torch.empty(1 << 60)  # the allocator refuses in its own words
+    class Greedy(_Preparation):
+        def pixels(self, image: Image.Image) -> bytes:
+            return bytes(torch.empty(1 << 60))  # the allocator refuses in its own words
 
     dropped: list[Dropped] = []
     with pytest.raises(RuntimeError, match="allocate"):
-        list(make_batches(_samples(["good"]), prepare, 1, dropped.append))
+        list(make_batches(_samples(["good"]), Greedy(), 1, dropped.append))
     assert not dropped
 
 

@@ -10,9 +10,8 @@ import pytest
 from codec_dist.config import Choice, SaeGroup, TrainingSettings
 from codec_dist.store import ContributionStore
 from codec_dist.training.bundle_training import spread_over
-from codec_dist.training.bundles import make_bundles
 from codec_dist.training.errors import TrainingError
-from codec_dist.training.plan import SaeJob, plan_jobs
+from codec_dist.training.plan import plan_jobs
 from codec_dist.training.rank import train_on_rank
 from codec_dist.training.ranks import Ranks
 from codec_dist.training.task import TrainingTask
@@ -44,28 +43,6 @@ def test_plan_names_each_sae_once_and_by_all_that_its_weights_depend_on(make_run
     others = [plan_jobs(store, (slower,), "split", 0)[0], plan_jobs(store, (group,), "other split", 0)[0]]
     digests = {job.digest for job in [*jobs, *others]}
     assert len(digests) == len(jobs) + 2
-
-
-def test_bundles_hold_equal_settings_and_fit_in_memory(
-    make_run: Callable[..., Path],
-    make_groups: Callable[..., tuple[SaeGroup, ...]],
-    make_task: Callable[..., TrainingTask],
-) -> None:
-    groups = make_groups(quantities=("contribution-positive", "activation-positive"))
-    jobs: tuple[SaeJob, ...] = make_task(make_run(), groups).jobs
-    sizes = {job.key: 10 * job.channels for job in jobs}  # 80, 80, 120, 120
-    epochs = [0, 0, 3, 0, 0, 0]
-    bundles = make_bundles(jobs, epochs, sizes, 250)
-    assert sorted(job.label for bundle in bundles for job in bundle.jobs) == sorted(job.label for job in jobs)
-    for bundle in bundles:
-        assert bundle.resident
-        assert len({job.settings for job in bundle.jobs}) == 1
-        assert {epochs[jobs.index(job)] for job in bundle.jobs} == {bundle.first_epoch}
-        assert sum(sizes[key] for key in bundle.keys) <= 250
-    assert len(bundles) == 4
-    alone = make_bundles(jobs, epochs, sizes, 100)
-    assert [bundle.resident for bundle in alone].count(False) == 4
-    assert all(len(bundle.jobs) == 1 for bundle in alone if not bundle.resident)
 
 
 def test_unlabelled_rows_train_without_mode_statistics(
