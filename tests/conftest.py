@@ -1,5 +1,6 @@
 """What every test shares: shapes and types are checked at run time, and nothing reaches out."""
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import hypothesis
 import pytest
 from jaxtyping import install_import_hook
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 # Before any of these rooms is imported: their public annotations are enforced in every test.
 TYPED_ROOMS = ("attribution", "sae", "statistics", "modes", "interventions", "visualization", "models")
@@ -29,13 +32,26 @@ hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several test processes: a file's tests share one, and so do all that need Ray, which goes first.
+    """Tests that need Ray go first: they take the longest, and most of it is waiting."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
+    """With several test processes: a file's tests share one, and so do all files that need Ray.
 
     So each file's fixtures are made once, and one Ray cluster serves the whole session.
     """
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-    for item in items:
-        on_ray = item.get_closest_marker("ray") is not None
-        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.location[0]))
+    return _RayTogether(config, log)
+
+
+class _RayTogether(LoadFileScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "ray" if _needs_ray(self.config.rootpath / file) else file
+
+
+@functools.cache
+def _needs_ray(file: Path) -> bool:
+    return "pytest.mark.ray" in file.read_text(encoding="utf-8")

@@ -19,10 +19,10 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 class Lockstep:
     """One optimizer and one gradient exchange for many SAEs, some of which are stacked in one computation.
 
-    All gradients lie in one buffer, followed by the statistics that SAEs gather over a batch (which modes
-    fired). A step is: losses, one backward pass, one sum of the buffer over the ranks, one fused Adam step
-    for all SAEs of one rate. Losses are means over rows, so weighting each rank by its share of the global
-    batch makes the sum the gradient of the whole batch: the result is that of one process, to rounding.
+    Where ranks share batches, all gradients lie in one buffer, followed by the statistics that SAEs gather over
+    a batch (which modes fired). A step is: losses, one backward pass, one sum of the buffer over the ranks, one
+    fused Adam step for all SAEs of one rate. Losses are means over rows, so weighting each rank by its share of
+    the global batch makes the sum the gradient of the whole batch: the result is that of one process, to rounding.
     With ``divide`` each rank holds a part of every dictionary and sees all rows instead, and nothing but
     what the SAEs themselves exchange has to be summed.
 
@@ -66,7 +66,7 @@ class Lockstep:
         self._ranks, self._divide, self.steps = ranks, divide and ranks.size > 1, 0
         groups = [[number] for number in range(len(saes))] if stacks is None or divide else stacks
         self.units = [Unit(group, [saes[number] for number in group], ranks, divide=divide) for group in groups]
-        self._buffer = _share_memory(self.units)
+        self._buffer = _share_memory(self.units, summed=ranks.size > 1 and not divide)
         self._autocast = autocast and self._buffer.device.type == "cuda"
         self._limits = [self._limit(unit, clips) for unit in self.units]
         self._losses = [
@@ -75,7 +75,7 @@ class Lockstep:
         self._rows = 0
         if not self._divide:
             for unit in self.units:
-                self._ranks.broadcast_(unit.flat.values)
+                self._ranks.broadcast_(unit.values)
 
     def set_rates(self, factors: Sequence[float]) -> None:
         """Multiply the learning rate by one factor per SAE from now on."""
@@ -89,6 +89,8 @@ class Lockstep:
             global_rows: rows of the batch over all ranks.
         """
         self._buffer.zero_()
+        for unit in self.units:
+            unit.clear_gradients()
         share = len(batches[0])
         with self._precision():
             losses = [unit.losses(rows, global_rows) for unit, rows in zip(self.units, batches, strict=True)]
@@ -120,7 +122,7 @@ class Lockstep:
         unit.resample(rows, seeds)
         if not self._divide:
             # Rounding may let ranks draw different rows, after which they would be different SAEs.
-            self._ranks.broadcast_(unit.flat.values)
+            self._ranks.broadcast_(unit.values)
 
     def pop_losses(self) -> tuple[list[float], int]:
         """Every SAE's training loss summed over the rows of all ranks since the last call, and how many these are.
@@ -170,10 +172,10 @@ class Lockstep:
         for unit in self.units:
             rates = [self.rates[number] for number in unit.numbers]
             if len(set(rates)) == 1:
-                found.setdefault(rates[0], []).append(unit.flat)
+                found.setdefault(rates[0], []).extend(unit.whole())
                 continue
             for member, rate in enumerate(rates):
-                found.setdefault(rate, []).extend(unit.pieces(member))
+                found.setdefault(rate, []).extend(unit.of_member(member))
         return found
 
     @torch.no_grad()
@@ -197,16 +199,21 @@ class Lockstep:
         )
 
 
-def _share_memory(units: Sequence[Unit]) -> Tensor:
-    """Move all parameters into one vector, all gradients and then all statistics into another, which is returned."""
+def _share_memory(units: Sequence[Unit], *, summed: bool) -> Tensor:
+    """Move all parameters into one vector, and what ranks sum into another, which is returned.
+
+    That is all gradients, if these are ``summed``, and then all statistics.
+    """
     first = next(units[0].module.parameters())
     elements = sum(unit.elements for unit in units)
+    summed_elements = elements if summed else 0
     statistics = sum(unit.module.statistics.numel() for unit in units)
     values = torch.zeros(elements, dtype=first.dtype, device=first.device)
-    buffer = torch.zeros(elements + statistics, dtype=first.dtype, device=first.device)
-    start, statistics_start = 0, elements
+    buffer = torch.zeros(summed_elements + statistics, dtype=first.dtype, device=first.device)
+    start, statistics_start = 0, summed_elements
     for unit in units:
         end, statistics_end = start + unit.elements, statistics_start + unit.module.statistics.numel()
-        unit.move_into(values[start:end], buffer[start:end], buffer[statistics_start:statistics_end])
+        gradients = buffer[start:end] if summed else None
+        unit.move_into(values[start:end], gradients, buffer[statistics_start:statistics_end])
         start, statistics_start = end, statistics_end
     return buffer
