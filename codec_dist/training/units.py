@@ -69,7 +69,7 @@ class Unit:
         """Let parameters, statistics and, if there is memory for them, gradients be views of this flat memory.
 
         It holds zeros. Without memory of their own gradients stay where the backward pass makes them, which saves
-        an addition to zeros: with large dictionaries a seventh of a step.
+        an addition to zeros as large as the dictionary.
         """
         self.values, self._gradients = values, gradients
         self._mean, self._square = torch.zeros_like(values), torch.zeros_like(values)
