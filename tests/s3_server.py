@@ -92,7 +92,10 @@ for method in ("GET", "PUT", "POST", "DELETE", "HEAD"):
 
 @contextmanager
 def serving() -> Iterator[Proxy]:
-    """A bucket behind a proxy, both stopped at the end."""
+    """An empty bucket behind a proxy, both stopped at the end.
+
+    The server's buckets belong to the process, so a server that starts later finds those of an earlier one.
+    """
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -101,10 +104,11 @@ def serving() -> Iterator[Proxy]:
     thread = threading.Thread(target=proxy.serve_forever, daemon=True)
     thread.start()
     try:
-        connection = http.client.HTTPConnection(*proxy.upstream)
-        connection.request("PUT", f"/{BUCKET}")
-        assert connection.getresponse().status == 200
-        connection.close()
+        for method, path in (("POST", "/moto-api/reset"), ("PUT", f"/{BUCKET}")):
+            connection = http.client.HTTPConnection(*proxy.upstream)
+            connection.request(method, path)
+            assert connection.getresponse().status == 200
+            connection.close()
         yield proxy
     finally:
         proxy.shutdown()

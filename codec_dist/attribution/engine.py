@@ -21,6 +21,7 @@ from codec_dist.attribution.memory import (
     Footprint,
     affordable,
     check_budget,
+    evenly,
     is_out_of_memory,
     measure_image,
 )
@@ -57,8 +58,9 @@ class Attributor:
             passes; the result is the first one's and holds the ``others``.
         activations: also reduce the hidden tensors at the images.
         gradients: also reduce the gradients at the images.
-        microbatch: images that pass through the model at once; default all. Where a batch is smaller, as many
-            points of the path pass together; by default as many as fill the device well.
+        microbatch: images that pass through the model at once; default all, on a CPU in equal parts of which
+            memory can be used again and again. Where a batch is smaller, as many points of the path pass
+            together; by default as many as fill the device well.
         memory: a budget in bytes, or a fraction of the device's memory, that decides the microbatch where
             none is given.
         halve: when memory runs out, halve the microbatch and go on; else it is an error.
@@ -105,7 +107,7 @@ class Attributor:
         self._memory, self._halve = memory, halve
         # Images times points that pass together where no microbatch is given.
         self._fill = 1
-        self._footprint = Footprint(0, 0)
+        self._footprint = Footprint(0, 0, 0)
         self._fold, self._channels_last, self._autocast = fold_batchnorm, channels_last, autocast
         reductions = {key: make_reduction(model, key) for key in self.keys}
         self._settings = LayerSettings(reductions, activations, gradients)
@@ -242,9 +244,9 @@ class Attributor:
         """What ``finish`` makes of one microbatch after another; it also gets the place of the first image."""
         finished: list[Finished] = []
         with self._ready(images, labels) as (evaluation, images, labels):
-            first = 0
+            first, even = 0, evenly(len(images), self._footprint.recycled(images.device))
             while first < len(images):
-                size = min(evaluation.largest or len(images), len(images) - first)
+                size = min(evaluation.largest or even, len(images) - first)
                 place = slice(first, first + size)
                 some = None if labels is None else labels[place]
                 totals: BatchTotals | None
@@ -299,7 +301,8 @@ class Attributor:
         steps = getattr(self.method, "steps", None)
         points = steps + 1 if can_fuse(device) and isinstance(steps, int) else 0
         needed = self._footprint.bytes(len(self.targets), points)
-        self._fill = max(1, FILL_BYTES.get(device.type, 0) // needed)
+        fill = FILL_BYTES.get(device.type, 0) // needed
+        self._fill = max(1, min(fill, self._footprint.recycled(device) or fill))
         if self._memory is not None:
             self.microbatch = affordable(self._memory, device, needed)
 

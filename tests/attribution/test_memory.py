@@ -101,6 +101,21 @@ def test_too_little_memory_halves_the_microbatch_and_goes_on(cnn: Pair) -> None:
     assert max(greedy.sizes) == 4  # it is not tried again
 
 
+def test_a_large_batch_passes_through_a_cpu_in_equal_parts_of_small_tensors() -> None:
+    sizes: list[int] = []
+    # 4 MB per image, so at most 8 images; the last layer is small.
+    model = nn.Sequential(nn.Conv2d(3, 64, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5))
+    model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    attributor = Attributor(model, ["1"], IntegratedGradients(1))
+    images = torch.randn(10, 3, 128, 128)
+    attributor.probe(images)
+    sizes.clear()
+    found = attributor(images)["1"].positive
+    assert max(sizes) == 5
+    together = Attributor(model, ["1"], IntegratedGradients(1), microbatch=10)(images)["1"].positive
+    torch.testing.assert_close(found, together)
+
+
 def test_where_halving_is_not_wanted_too_little_memory_is_an_error(cnn: Pair) -> None:
     images = torch.randn(9, 3, 16, 16)
     with pytest.raises(AttributionError, match=r"memory of the cpu is too small for \d+ images at once: lower"):
