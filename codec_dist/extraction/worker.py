@@ -20,7 +20,7 @@ from codec_dist.extraction.timing import Stopwatch, TimeSplit
 from codec_dist.models import LoadedModel, load_model
 from codec_dist.shards import ShardInfo, read_shard
 from codec_dist.store import BlockWriter, StoreFullError
-from codec_dist.utils import CodecError
+from codec_dist.utils import CodecError, keep_freed_memory
 
 NOT_FINITE = "its target, gradients or contributions are not finite (NaN or infinity)"
 
@@ -99,6 +99,7 @@ class ShardWorker:
             self._end_turn(task.turn)
 
     def _load(self) -> None:
+        keep_freed_memory()
         config = self._plan.config
         if self._on_gpu and not torch.cuda.is_available():
             raise ExtractionError(

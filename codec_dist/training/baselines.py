@@ -11,6 +11,7 @@ from codec_dist.training.bundles import Cohort
 from codec_dist.training.evaluation import evaluate
 from codec_dist.training.finishing import save_finished, sign_of
 from codec_dist.training.logbook import Logbook
+from codec_dist.training.notes import Note
 from codec_dist.training.parts import Parts
 from codec_dist.training.plan import SaeJob
 from codec_dist.training.ranks import Ranks
@@ -70,5 +71,4 @@ def _finish(
     training = {"epochs": 1, "fit_rows": rows.fit_rows, "seconds": seconds}
     save_finished(task, job, sae, parts, select, evaluated, history, training)
     if logbook:
-        logbook.evaluation(job, 1, numbers, select)
-        logbook.top_modes(1, {job: select})
+        logbook.enter([Note.of(job, 1, numbers, select)])

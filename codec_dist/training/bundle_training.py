@@ -17,6 +17,7 @@ from codec_dist.training.evaluation import Evaluation, evaluate, mean_losses
 from codec_dist.training.finishing import save_finished, sign_of
 from codec_dist.training.lockstep import Lockstep
 from codec_dist.training.logbook import Logbook
+from codec_dist.training.notes import Note
 from codec_dist.training.parts import Parts
 from codec_dist.training.plan import SaeJob
 from codec_dist.training.ranks import Ranks
@@ -221,6 +222,7 @@ class BundleTraining:
             member.sae = sae
             self._check_finite(member)
         found = dict(zip(members, self._evaluations(members, "select"), strict=True))
+        notes = []
         for member, evaluation in found.items():
             rate = self._lockstep.rates[self._members.index(member)]
             numbers = {"loss": member.loss / member.rows, "learning_rate": rate, "samples_per_second": self._speed}
@@ -228,10 +230,9 @@ class BundleTraining:
             member.loss, member.rows = 0.0, 0
             entry = {"epoch": self._epoch, "samples": self._epoch * self._fit_rows, "seconds": self._seconds(member)}
             member.history.append(entry | numbers)
-            if self._logbook:
-                self._logbook.evaluation(member.job, self._epoch, numbers, evaluation)
+            notes.append(Note.of(member.job, self._epoch, numbers, evaluation))
         if self._logbook:
-            self._logbook.top_modes(self._epoch, {member.job: evaluation for member, evaluation in found.items()})
+            self._logbook.enter(notes)
         return found
 
     def _take_losses(self) -> None:

@@ -1,6 +1,5 @@
-"""How much memory a rank may fill with rows, and what becomes of memory that it frees."""
+"""How much memory a rank may fill with rows."""
 
-import ctypes
 from pathlib import Path
 
 import torch
@@ -8,9 +7,6 @@ import torch
 from codec_dist.training.ranks import Ranks
 
 FRACTION_FOR_ROWS = 0.6
-# Numbers of glibc's mallopt, and the size from which freed memory still goes back to the system.
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
-KEPT_BYTES = 1 << 30
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
@@ -40,21 +36,6 @@ def _free_in_container() -> int:
         return _free_on_host()
     statistics = dict(line.split() for line in _read(CONTROL_GROUP / "memory.stat").splitlines())
     return int(limit) - int(used) + int(statistics.get("inactive_file", 0))
-
-
-def keep_freed_memory() -> None:
-    """Let large tensors that are freed be used again by the next ones, where the C library is glibc.
-
-    By default it gives each tensor above 32 MB back to the system, which hands it out again page by page,
-    filled with zeros: at every step for every gradient. At 2,048 channels and 6,144 modes that was over a third
-    of a step's CPU time (benchmarks/RESULTS.md).
-    """
-    try:
-        options = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    options(MMAP_THRESHOLD, KEPT_BYTES)
-    options(TRIM_THRESHOLD, 2 * KEPT_BYTES - 1)
 
 
 def _read(path: Path) -> str:

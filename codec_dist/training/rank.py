@@ -13,7 +13,7 @@ from codec_dist.training.baselines import fit_baselines
 from codec_dist.training.bundle_training import BundleTraining
 from codec_dist.training.bundles import Bundle, Cohort, Key, hand_out, make_bundles, make_cohorts
 from codec_dist.training.logbook import Logbook
-from codec_dist.training.memory import bytes_for_rows, keep_freed_memory
+from codec_dist.training.memory import bytes_for_rows
 from codec_dist.training.parts import Parts, read_parts
 from codec_dist.training.plan import is_finished
 from codec_dist.training.ranks import Ranks
@@ -22,6 +22,7 @@ from codec_dist.training.rows import LayerRows
 from codec_dist.training.sae_runs import runs_apart
 from codec_dist.training.spool import Spool, replay
 from codec_dist.training.task import TrainingTask
+from codec_dist.utils import keep_freed_memory
 
 
 def train_on_rank(task: TrainingTask, ranks: Ranks, after_bundle: Callable[[], None] = lambda: None) -> None:
@@ -41,13 +42,13 @@ def train_on_rank(task: TrainingTask, ranks: Ranks, after_bundle: Callable[[], N
     if not task.spread:
         with _logbook(task, ranks) as logbook:
             if logbook:
-                logbook.advance(_epochs_before(task, cohorts))
+                logbook.epochs.advance(_epochs_before(task, cohorts))
             _Work(task, store, parts, ranks, budget).train(cohorts, logbook, after_bundle)
         return
     mine = hand_out(cohorts, ranks.size)[ranks.rank]
     with _logbook(task, ranks) as logbook:
         if logbook:
-            logbook.advance(_epochs_before(task, cohorts))
+            logbook.epochs.advance(_epochs_before(task, cohorts))
         teller = logbook or Spool(task.scratch, ranks.rank)
         hear = partial(replay, task.scratch, logbook) if logbook else _nothing
         _Work(task, store, parts, ranks.alone(), budget).train(mine, teller, hear)
@@ -87,7 +88,7 @@ class _Work:
     ) -> None:
         """Train bundle after bundle."""
         sizes = {cohort.key: self._of(cohort.key, whole=cohort.divided).bytes for cohort in cohorts}
-        advance = logbook.advance if logbook else _ignore
+        advance = logbook.epochs.advance if logbook else _ignore
         for bundle in make_bundles(cohorts, sizes, self._budget, join=not self._task.spread):
             first = bundle.cohorts[0]
             self._make_room(bundle)
@@ -98,7 +99,7 @@ class _Work:
             else:
                 BundleTraining(self._task, bundle, rows, self._parts, self._ranks, logbook).run(advance)
             if logbook:
-                logbook.show_progress()
+                logbook.epochs.show()
             after_bundle()
 
     def _of(self, key: Key, *, whole: bool) -> LayerRows:

@@ -21,11 +21,11 @@ from codec_dist.store import ContributionStore
 from codec_dist.training.errors import TrainingError
 from codec_dist.training.parts import read_parts
 from codec_dist.training.plan import SaeJob, is_finished, plan_jobs
+from codec_dist.training.progress import read_progress
 from codec_dist.training.rank import train_on_rank
 from codec_dist.training.ranks import Ranks
 from codec_dist.training.sae_runs import write_sae_runs
 from codec_dist.training.selection import select_saes
-from codec_dist.training.spool import read_all_progress
 from codec_dist.training.task import TrainingTask
 from codec_dist.utils import CodecError, Progress, absolute_location, hash_json, read_json, write_json_atomically
 
@@ -232,7 +232,7 @@ def _progress(task: TrainingTask) -> Iterator[None]:
             shown, last_look = 0, False
             while not last_look:
                 last_look = over.wait(SECONDS_BETWEEN_LOOKS)
-                done = read_all_progress(task.scratch)
+                done = read_progress(task.scratch)
                 if done > shown:
                     progress.advance(done - shown)
                     shown = done

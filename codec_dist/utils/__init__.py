@@ -1,4 +1,4 @@
-"""The little that every room shares: errors, hashes, atomic files, names, registries, progress, seeds.
+"""The little that every room shares: errors, hashes, atomic files, names, registries, progress, seeds, memory.
 
 Standard library only (tqdm and Arrow are imported where they are used), so that the numerical rooms stay light.
 """
@@ -7,6 +7,7 @@ from codec_dist.utils.environment import environment
 from codec_dist.utils.errors import CodecError
 from codec_dist.utils.files import absolute_location, read_json, write_bytes_atomically, write_json_atomically
 from codec_dist.utils.hashing import hash_file, hash_json
+from codec_dist.utils.memory import keep_freed_memory
 from codec_dist.utils.names import escape_name, nearest_names, suggestion, unescape_name
 from codec_dist.utils.progress import Progress
 from codec_dist.utils.registry import Registry
@@ -23,6 +24,7 @@ __all__ = [
     "escape_name",
     "hash_file",
     "hash_json",
+    "keep_freed_memory",
     "nearest_names",
     "read_json",
     "read_tables",
