@@ -5,6 +5,7 @@ gradients). Here only the first is left. At 1,024 channels, 3,072 modes, k = 8 a
 of the time on one core. On a GPU dense products are the faster ones.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ class _Strongest(torch.autograd.Function):
         rows, modes, values = ctx.saved_tensors
         passed = (gradients[0] * (values > 0)).flatten(0, -2)
         numbers = _numbered(modes, ctx.modes).flatten(0, -2)
-        total = ctx.modes * modes[..., 0, 0].numel()
+        total = ctx.modes * math.prod(modes.shape[:-2])
         flat = rows.flatten(0, -2)
         encoder, offset = flat.new_zeros(total, rows.shape[-1]), flat.new_zeros(total)
         for number in range(numbers.shape[1]):  # one by one, so that memory stays that of a batch

@@ -172,7 +172,8 @@ class LayerRows:
                     kept[part][first:last] = values
                 if part == "fit" and len(values):
                     spread.update(values)
-                    samples.append(values[-seen % stride :: stride].to(self._ranks.device))
+                    # A copy: a view would keep the whole chunk in memory.
+                    samples.append(values[-seen % stride :: stride].clone().to(self._ranks.device))
                     seen += len(values)
         scale, deviations = spread.deviations()
         if not scale > 0:

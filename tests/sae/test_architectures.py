@@ -193,6 +193,18 @@ def test_a_share_without_rows_has_no_loss_and_no_gradient(name: str) -> None:
     assert not sae.statistics.any()
 
 
+def test_a_share_without_rows_has_no_gradient_in_sparse_products_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topk, "SPARSE_ELEMENTS", 1)
+    monkeypatch.setattr(topk, "SPARSE", 1)
+    alone = [build("topk", {"modes": MODES, "k": 2}, CHANNELS, seed=seed) for seed in (1, 2)]
+    for sae in (alone[0], StackedAutoencoder(alone)):
+        sae.train()
+        loss = sae.loss(torch.rand(0, CHANNELS), batch_rows=4).total.sum()
+        loss.backward()
+        assert loss.item() == 0
+        assert all(parameter.grad is None or not parameter.grad.any() for parameter in sae.parameters())
+
+
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name not in ("batchtopk", "matryoshka")])
 def test_losses_of_two_halves_average_to_the_loss_of_the_whole(name: str) -> None:
     sae, rows = make(name)

@@ -175,9 +175,9 @@ def stream(run):
     store = ContributionStore(run / "store")
     parts = read_parts(store, run / "split.parquet")
     rows = LayerRows(store, "wide", "activation-positive", parts, Ranks(), window_bytes=1 << 20)
-    rows.calibration()
     open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far
     before, seen = memory("VmRSS"), 0
+    rows.calibration()
     for epoch in range(2):
         for (batch,), _ in epoch_batches([rows], Ranks(), 0, epoch, 64):
             seen += len(batch)
@@ -202,6 +202,7 @@ def test_memory_of_streaming_does_not_grow_with_the_store(make_run: Callable[...
     assert large["seen"] == 2 * 50 * 180
     assert small["seen"] == 2 * 6 * 180
     assert large["bytes"] > 30e6
-    # The reservoir has 1 MiB and a chunk 0.6 MB, of which a few are read ahead.
-    assert small["grown"] < 8e6
-    assert large["grown"] < 8e6
+    # The rows of the calibration are at most 8 MB, twice while they are put together; the reservoir has 1 MiB and a
+    # chunk 0.6 MB, of which a few are read ahead.
+    assert small["grown"] < 24e6
+    assert large["grown"] < 24e6
