@@ -5,8 +5,9 @@ of processes and of threads in each:
 
 - bare: the attribution engine in plain processes, each on its share of the same images, decoded and prepared before
   the clock starts. This is the floor of the cases `demo` and `resnet18`.
-- reading: the same tars read, decoded and prepared in plain processes, and nothing else. The floor of `minimal`, whose
-  net is so small that reading dominates.
+- reading: the same tars read, decoded and prepared in plain processes, and nothing else. The floor of `minimal` (JPEGs
+  of 224²) and `minimal64` (uncompressed PNGs of 64², a tenth of a millisecond each), whose net is so small that
+  reading dominates.
 - extraction: `extract` as the command line calls it, in a Ray that serves all rounds. Its rate is the sum over actors
   of images per second between the actor's first shard and its last, so the start of the actors (which the last column
   includes) is left out: it is seconds, whatever the size of the data set.
@@ -43,6 +44,7 @@ from codec_dist.models import load_model
 from codec_dist.shards import load_index, pack, read_shard, shapes
 from codec_dist.tracking import Tracker, read_metrics
 
+SECONDS_TO_END = 5.0
 INTEGRATED = {"method": {"name": "integrated_gradients", "options": {"steps": 10}}}
 GRADIENT = {"method": {"name": "activation_gradient"}}
 CASES: dict[str, dict[str, Any]] = {
@@ -57,6 +59,11 @@ CASES: dict[str, dict[str, Any]] = {
         "count": 320, "floor": "bare",
     },
     "minimal": {
+        "model": {"spec": "module:benchmarks.nets:minimal", "options": {"stride": 16}}, "image_format": "jpg",
+        "size": 224, "channels": 3, "attribution": GRADIENT | {"layers": ["second"], "microbatch": 32},
+        "count": 3000, "floor": "reading",
+    },
+    "minimal64": {
         "model": {"spec": "module:benchmarks.nets:minimal", "options": {"stride": 4}},
         "size": 64, "channels": 3, "attribution": GRADIENT | {"layers": ["second"], "microbatch": 256},
         "count": 10_000, "floor": "reading",
@@ -98,11 +105,13 @@ def _measure(case: Case, folder: Path, arguments: argparse.Namespace) -> None:
     count = arguments.count or settings["count"]
     # Several shards for each process, all of one size.
     per_shard = max(1, count // (arguments.actors * arguments.shards_per_actor))
-    samples, classes = shapes(count, size=settings["size"])
+    samples, classes = shapes(count, size=settings["size"], image_format=settings.get("image_format", "png"))
     pack(samples, folder / "shards", samples_per_shard=per_shard, classes=classes)
     configs = [_config(settings, folder, number, arguments) for number in range(arguments.rounds)]
     with ray_session(configs[0].cluster):
         for config in configs:
+            # The actors of the round before end in their own time, at low priority.
+            time.sleep(SECONDS_TO_END)
             seconds = _in_processes(FLOORS[settings["floor"]], config, arguments.actors)
             case.floor.append(count / seconds)
             with Tracker(Path(config.run.directory), config.tracking, stage="extract", group="", config={}) as tracker:

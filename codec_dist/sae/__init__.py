@@ -2,6 +2,7 @@
 
 from codec_dist.sae.autoencoder import ARCHITECTURES, Loss, SparseAutoencoder, build
 from codec_dist.sae.batchtopk import BatchTopKAutoencoder
+from codec_dist.sae.checkpoint import has_weights
 from codec_dist.sae.errors import SaeError
 from codec_dist.sae.fitted import FittedAutoencoder
 from codec_dist.sae.gated import GatedAutoencoder
@@ -48,6 +49,7 @@ __all__ = [
     "export_sae",
     "forget_moments",
     "geometric_median",
+    "has_weights",
     "import_sae",
     "shard",
     "unshard",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from codec_dist.sae.errors import SaeError
@@ -45,6 +45,15 @@ def read_checkpoint(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]
         raise SaeError(f"{directory} holds no {WEIGHTS_FILE}: the SAE was not saved completely") from error
     except (OSError, SafetensorError) as error:
         raise SaeError(f"{path} cannot be read as safetensors ({error}): train the SAE again") from error
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether the weights are there and as long as their header says; no numbers are read."""
+    try:
+        with safe_open(directory / WEIGHTS_FILE, "pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 def _read_config(path: Path) -> dict[str, Any]:

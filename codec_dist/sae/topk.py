@@ -74,7 +74,7 @@ class TopKAutoencoder(LinearAutoencoder):
             approximation = approximation + self.decoder_bias.unsqueeze(-2)
         errors = rows - approximation
         terms: dict[str, tuple[float | Tensor, Tensor]] = {"reconstruction": (1.0, mean_square(errors))}
-        if self.auxk and self.dead.any():
+        if self.auxk and self.training and self.dead.any():
             terms["auxiliary"] = (self.auxk_coefficient, self._auxiliary_loss_of_dead(offset, centred, errors))
         return Loss.weighted(terms)
 

@@ -25,7 +25,8 @@ class TrainedAutoencoder(SparseAutoencoder):
     ``auxk`` strongest *dead* modes. There a rectified preactivation passes its gradient on even where it is
     0: otherwise a mode that is negative for every row could never return. The errors are not divided by
     their variance as in the paper: rows have unit variance already, and what dead modes receive passes
-    through Adam, which ignores its scale.
+    through Adam, which ignores its scale. In eval mode there is no such term: held-out losses before and after
+    a mode is declared dead can be compared.
     """
 
     option_type = TrainedOptions
@@ -116,8 +117,8 @@ class TrainedAutoencoder(SparseAutoencoder):
     def _auxiliary_loss(
         self, candidates: Float[Tensor, "*members batch modes"], errors: Float[Tensor, "*members batch channels"]
     ) -> Float[Tensor, "*members"] | None:
-        """AuxK; None where it is off, or known without asking a device that no mode is dead."""
-        if self.auxk == 0:
+        """AuxK; None where it is off, not training, or known without asking a device that no mode is dead."""
+        if self.auxk == 0 or not self.training:
             return None
         dead = self.dead
         # On a CPU the answer is at hand; elsewhere asking would stall the device, so the loss is computed and zeroed.

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from codec_dist.sae import TrainedAutoencoder, build
 from codec_dist.training.bundles import Bundle, Cohort, Key
@@ -21,7 +20,7 @@ from codec_dist.training.notes import Note
 from codec_dist.training.parts import Parts
 from codec_dist.training.plan import SaeJob
 from codec_dist.training.ranks import Ranks
-from codec_dist.training.resume import ResumeState, load_cohort, save_cohort
+from codec_dist.training.resume import UNREADABLE, ResumeState, load_cohort, save_cohort
 from codec_dist.training.rows import LayerRows, epoch_batches
 from codec_dist.training.schedules import Plateau, rate_factor
 from codec_dist.training.spool import Spool
@@ -105,16 +104,21 @@ class BundleTraining:
     # ---- beginning, and beginning again
 
     def _load(self, cohort: Cohort) -> dict[str, ResumeState]:
-        if not cohort.first_epoch:
+        if cohort.saved is None:
             return {}
+        path = cohort.saved.path
         try:
-            epoch, states = load_cohort(cohort.state)
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            epoch, states = load_cohort(path)
+        except FileNotFoundError:
             epoch, states = -1, {}
+        except UNREADABLE as error:
+            raise TrainingError(
+                f"the resume state {path} is damaged ({error}): remove it, and its SAEs are trained from the start"
+            ) from error
         if epoch != cohort.first_epoch or any(job.identity not in states for job in cohort.jobs):
             raise TrainingError(
-                f"rank {self._ranks.rank} does not find the resume state after epoch {cohort.first_epoch} in "
-                f"{cohort.state}: put run.directory where all nodes see it"
+                f"rank {self._ranks.rank} does not find the resume state after epoch {cohort.first_epoch} in {path}: "
+                "put run.directory where all nodes see it"
             )
         return {job.identity: states[job.identity] for job in cohort.jobs}
 
@@ -132,8 +136,9 @@ class BundleTraining:
             sae.load_state_dict(state.model)
         except RuntimeError as error:
             raise TrainingError(
-                f"{cohort.state} holds no {job.architecture} of {job.channels} channels and {sae.modes} modes for "
-                f"{job.label}: remove it, and the SAE is trained from the start"
+                f"the resume state of {job.label} holds no {job.architecture} of {job.channels} channels and "
+                f"{sae.modes} modes: remove {cohort.saved.path if cohort.saved else cohort.state} to train from the "
+                "start"
             ) from error
         sae.scale = state.scale
         return _Member(
@@ -255,7 +260,12 @@ class BundleTraining:
         evaluated = self._evaluations(leaving, "evaluate")
         for member, evaluation in zip(leaving, evaluated, strict=True):
             if self._ranks.rank == 0:
-                training = {"epochs": self._epoch, "fit_rows": self._fit_rows, "seconds": self._seconds(member)}
+                training = {
+                    "epochs": self._epoch,
+                    "fit_rows": self._fit_rows,
+                    "rows_in_memory": self._bundle.resident,
+                    "seconds": self._seconds(member),
+                }
                 results = (selected[member], evaluation, member.history, training)
                 save_finished(self._task, member.job, member.sae, self._parts, *results)
         pairs = [pair for pair in zip(self._members, states, strict=True) if pair[0] not in leaving]

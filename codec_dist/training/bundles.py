@@ -15,9 +15,15 @@ class Cohort:
     """SAEs on the same rows that take every step together, and are resumed together."""
 
     jobs: tuple[SaeJob, ...]
-    first_epoch: int
     state: Path
-    """Where they are resumed from; written while they train."""
+    """Written while they train."""
+    saved: SavedCohort | None = None
+    """What they are resumed from; it may hold others, too."""
+
+    @property
+    def first_epoch(self) -> int:
+        """Epochs that are done."""
+        return self.saved.epoch if self.saved else 0
 
     @property
     def key(self) -> Key:
@@ -76,10 +82,13 @@ def make_cohorts(
     left = {job.identity: job for job in jobs}
     unfinished = {job.identity for job, done in zip(jobs, finished, strict=True) if not done}
     cohorts: list[Cohort] = []
-    for state in saved:
+    # Where a state holds more SAEs than are asked for, these go on in one of their own, which is then the later one.
+    for state in sorted(saved, key=lambda state: -state.epoch):
         members = [left[identity] for identity in state.identities if identity in left]
         if any(job.identity in unfinished for job in members):
-            cohorts.append(Cohort(tuple(members), state.epoch, state.path))
+            all_of_them = len(members) == len(state.identities)
+            path = state.path if all_of_them else _state_of(members, directory)
+            cohorts.append(Cohort(tuple(members), path, state))
             for job in members:
                 del left[job.identity]
     alike: dict[tuple[object, ...], list[SaeJob]] = {}
@@ -89,18 +98,26 @@ def make_cohorts(
             kind = (job.key, job.fitted, settings.batch_size, settings.precision, settings.divide)
             alike.setdefault(kind, []).append(job)
     for members in alike.values():
-        path = state_path(directory / members[0].rows_folder, [job.identity for job in members])
-        cohorts.append(Cohort(tuple(members), 0, path))
+        cohorts.append(Cohort(tuple(members), _state_of(members, directory)))
     return cohorts
 
 
+def _state_of(members: Sequence[SaeJob], directory: Path) -> Path:
+    return state_path(directory / members[0].rows_folder, [job.identity for job in members])
+
+
 def make_bundles(
-    cohorts: Sequence[Cohort], bytes_by_key: Mapping[Key, int], bytes_for_rows: int, *, join: bool = True
+    cohorts: Sequence[Cohort],
+    bytes_by_key: Mapping[Key, int],
+    resident: Mapping[Key, bool],
+    bytes_for_rows: int,
+    *,
+    join: bool = True,
 ) -> list[Bundle]:
     """Put cohorts of several layers together while their rows fit in memory.
 
-    One whose rows do not fit alone is a bundle of its own, to be streamed. Without ``join`` each is its own
-    bundle in any case. The weights of an SAE do not depend on which cohorts are bundled with its own.
+    One whose rows are not to be ``resident`` is a bundle of its own. Without ``join`` each is its own bundle in any
+    case. The weights of an SAE do not depend on which cohorts are bundled with its own.
     """
     alike: dict[tuple[object, ...], list[Cohort]] = {}
     for number, cohort in enumerate(cohorts):
@@ -112,11 +129,11 @@ def make_bundles(
     for members in alike.values():
         together: list[Cohort] = []
         for cohort in members:
-            if bytes_by_key[cohort.key] > bytes_for_rows:
+            if not resident[cohort.key]:
                 bundles.append(Bundle((cohort,), resident=False))
                 continue
             keys = {one.key for one in [*together, cohort]}
-            if sum(bytes_by_key[key] for key in keys) > bytes_for_rows:
+            if together and sum(bytes_by_key[key] for key in keys) > bytes_for_rows:
                 bundles.append(Bundle(tuple(together), resident=True))
                 together = []
             together.append(cohort)

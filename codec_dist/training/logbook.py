@@ -8,7 +8,7 @@ from typing import Any
 
 from codec_dist.tracking import Tracker
 from codec_dist.training.notes import Note
-from codec_dist.training.progress import EpochCount
+from codec_dist.training.progress import EpochCount, read_progress
 
 TOP_MODE_COLUMNS = ("epoch", "layer", "quantity", "architecture", "mode", "class", "correlation", "frequency", "hoyer")
 OVERVIEW = ("ev", "l0", "dead_fraction")
@@ -20,14 +20,15 @@ class Logbook:
     Args:
         tracker: the training's.
         scratch: folder of the progress files.
+        done: epochs of all SAEs that were done before.
         apart: whether every SAE gets a W&B run of its own when training ends. Then the training's own W&B run
             shows an overview while it goes on, since names for every SAE of a sweep would be too many.
     """
 
-    def __init__(self, tracker: Tracker, scratch: Path, apart: bool = False) -> None:
-        self._tracker, self._apart = tracker, apart
-        self.epochs = EpochCount(scratch, rank=0)
-        self._looked = (time.monotonic(), 0)
+    def __init__(self, tracker: Tracker, scratch: Path, done: int = 0, *, apart: bool = False) -> None:
+        self._tracker, self._scratch, self._apart = tracker, scratch, apart
+        self.epochs = EpochCount(scratch, 0, done)
+        self._looked = (time.monotonic(), read_progress(scratch))
 
     def enter(self, notes: Sequence[Note]) -> None:
         """Log evaluations of SAEs that advance together.
@@ -60,11 +61,12 @@ class Logbook:
             self._tracker.histogram(f"{prefix}/{name}", values, step=note.epoch, axis="epoch", journal_only=self._apart)
 
     def _log_speed(self, epoch: int) -> None:
-        now, (before, done) = time.monotonic(), self._looked
-        if self.epochs.done > done:
-            speed = (self.epochs.done - done) / max(now - before, 1e-9)
+        self.epochs.show()
+        now, done, (before, done_before) = time.monotonic(), read_progress(self._scratch), self._looked
+        if done > done_before:
+            speed = (done - done_before) / max(now - before, 1e-9)
             self._tracker.log({"sae_epochs_per_second": speed}, step=epoch, axis="epoch")
-        self._looked = now, self.epochs.done
+        self._looked = now, done
 
 
 def _overview(notes: Sequence[Note]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from codec_dist.config import SaeGroup, TrainingSettings
-from codec_dist.sae import ARCHITECTURES, FittedAutoencoder
+from codec_dist.sae import ARCHITECTURES, FittedAutoencoder, has_weights
 from codec_dist.store import ContributionStore
 from codec_dist.training.errors import TrainingError
 from codec_dist.training.grid import GridPoint, expand_grid
@@ -99,8 +99,8 @@ def plan_jobs(store: ContributionStore, groups: Sequence[SaeGroup], split_hash: 
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether an SAE was trained to its end; the metrics are written last."""
-    return (folder / "metrics.json").is_file()
+    """Whether an SAE was trained to its end (the metrics are written last) and its weights are there, whole."""
+    return (folder / "metrics.json").is_file() and has_weights(folder)
 
 
 def _job(

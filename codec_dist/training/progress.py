@@ -12,11 +12,12 @@ SECONDS_BETWEEN_WRITES = 1.0
 class EpochCount:
     """The epochs that one rank has counted, in a file of its own."""
 
-    def __init__(self, scratch: Path, rank: int) -> None:
+    def __init__(self, scratch: Path, rank: int, done: int = 0) -> None:
+        """Begin with ``done`` epochs, in place of what a rank of this number had counted before it died."""
         self._path = scratch / f"{rank}-{SUFFIX}"
-        self._written = 0.0
-        self.done = 0
+        self.done = done
         """Epochs of SAEs counted so far."""
+        self.show()
 
     def advance(self, sae_epochs: int) -> None:
         """Count epochs of SAEs as done; the file follows about once a second."""

@@ -17,7 +17,8 @@ from codec_dist.training.memory import bytes_for_rows
 from codec_dist.training.parts import Parts, read_parts
 from codec_dist.training.plan import is_finished
 from codec_dist.training.ranks import Ranks
-from codec_dist.training.resume import find_cohorts
+from codec_dist.training.residency import decide_residency
+from codec_dist.training.resume import find_cohorts, remove_ended_states
 from codec_dist.training.rows import LayerRows
 from codec_dist.training.sae_runs import runs_apart
 from codec_dist.training.spool import Spool, replay
@@ -40,15 +41,11 @@ def train_on_rank(task: TrainingTask, ranks: Ranks, after_bundle: Callable[[], N
     cohorts = ranks.from_first(_cohorts(task) if ranks.rank == 0 else [])
     budget = task.bytes_for_rows if task.bytes_for_rows is not None else bytes_for_rows(ranks)
     if not task.spread:
-        with _logbook(task, ranks) as logbook:
-            if logbook:
-                logbook.epochs.advance(_epochs_before(task, cohorts))
+        with _logbook(task, ranks, cohorts) as logbook:
             _Work(task, store, parts, ranks, budget).train(cohorts, logbook, after_bundle)
         return
     mine = hand_out(cohorts, ranks.size)[ranks.rank]
-    with _logbook(task, ranks) as logbook:
-        if logbook:
-            logbook.epochs.advance(_epochs_before(task, cohorts))
+    with _logbook(task, ranks, cohorts) as logbook:
         teller = logbook or Spool(task.scratch, ranks.rank)
         hear = partial(replay, task.scratch, logbook) if logbook else _nothing
         _Work(task, store, parts, ranks.alone(), budget).train(mine, teller, hear)
@@ -62,8 +59,8 @@ def _cohorts(task: TrainingTask) -> list[Cohort]:
     saved = [state for folder in folders for state in find_cohorts(folder)]
     finished = [is_finished(task.folder(job)) for job in task.jobs]
     cohorts = make_cohorts(task.jobs, finished, saved, task.directory / "sae")
-    for path in {state.path for state in saved} - {cohort.state for cohort in cohorts}:
-        path.unlink(missing_ok=True)  # of SAEs that are finished, or that nobody asks for any more
+    for folder in folders:
+        remove_ended_states(folder, is_finished)
     return cohorts
 
 
@@ -88,8 +85,9 @@ class _Work:
     ) -> None:
         """Train bundle after bundle."""
         sizes = {cohort.key: self._of(cohort.key, whole=cohort.divided).bytes for cohort in cohorts}
+        resident = {cohort.key: self._is_resident(cohort, sizes[cohort.key]) for cohort in cohorts}
         advance = logbook.epochs.advance if logbook else _ignore
-        for bundle in make_bundles(cohorts, sizes, self._budget, join=not self._task.spread):
+        for bundle in make_bundles(cohorts, sizes, resident, self._budget, join=not self._task.spread):
             first = bundle.cohorts[0]
             self._make_room(bundle)
             rows = {key: self._of(key, whole=first.divided) for key in bundle.keys}
@@ -101,6 +99,10 @@ class _Work:
             if logbook:
                 logbook.epochs.show()
             after_bundle()
+
+    def _is_resident(self, cohort: Cohort, needed: int) -> bool:
+        folder = self._task.directory / "sae" / cohort.jobs[0].rows_folder
+        return decide_residency(folder, needed, self._budget, self._ranks, whole=cohort.divided)
 
     def _of(self, key: Key, *, whole: bool) -> LayerRows:
         """The rows of a layer and quantity; ``whole``: none of them left to other ranks."""
@@ -126,19 +128,20 @@ class _Work:
             one.load()
 
 
-def _logbook(task: TrainingTask, ranks: Ranks) -> AbstractContextManager[Logbook | None]:
-    return nullcontext() if ranks.rank else _TrackedLogbook(task)
+def _logbook(task: TrainingTask, ranks: Ranks, cohorts: Sequence[Cohort]) -> AbstractContextManager[Logbook | None]:
+    return nullcontext() if ranks.rank else _TrackedLogbook(task, _epochs_before(task, cohorts))
 
 
 class _TrackedLogbook:
     """Rank 0's logbook for the length of a ``with`` block."""
 
-    def __init__(self, task: TrainingTask) -> None:
-        self._task = task
+    def __init__(self, task: TrainingTask, done: int) -> None:
+        self._task, self._done = task, done
         self._tracker = Tracker(task.directory, task.tracking, stage="train", group=task.name, config=_settings(task))
 
     def __enter__(self) -> Logbook:
-        return Logbook(self._tracker.__enter__(), self._task.scratch, runs_apart(self._task.tracking, self._task.jobs))
+        apart = runs_apart(self._task.tracking, self._task.jobs)
+        return Logbook(self._tracker.__enter__(), self._task.scratch, self._done, apart=apart)
 
     def __exit__(self, *error: Any) -> None:
         self._tracker.__exit__(*error)

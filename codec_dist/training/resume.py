@@ -1,7 +1,7 @@
 """States from which a killed training goes on as if nothing had happened."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from codec_dist.utils import hash_json, write_bytes_atomically
 PATTERN = "resume-*.safetensors"
 FORMAT = 2
 HASH_DIGITS = 12
+UNREADABLE = (OSError, SafetensorError, KeyError, TypeError, ValueError)
+"""What a missing, damaged or foreign file makes of an attempt to read it."""
 
 
 @dataclass
@@ -73,22 +75,31 @@ def save_cohort(path: Path, epoch: int, states: Mapping[str, ResumeState]) -> No
 
 def find_cohorts(folder: Path) -> list[SavedCohort]:
     """The usable states in a folder; a damaged one counts as none, and its SAEs start anew."""
-    found = []
+    return [state for _, state in _look_into(folder) if state is not None]
+
+
+def damaged_states(folder: Path) -> list[Path]:
+    """The states in a folder that cannot be used."""
+    return [path for path, state in _look_into(folder) if state is None]
+
+
+def _look_into(folder: Path) -> Iterator[tuple[Path, SavedCohort | None]]:
     for path in sorted(folder.glob(PATTERN)):
         try:
             with safe_open(path, "pt") as file:
                 epoch, saes = _header(file.metadata())
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-            continue
-        found.append(SavedCohort(path, epoch, tuple(sae["identity"] for sae in saes)))
-    return found
+                state = SavedCohort(path, epoch, tuple(sae["identity"] for sae in saes))
+        except UNREADABLE:
+            yield path, None
+        else:
+            yield path, state
 
 
 def load_cohort(path: Path) -> tuple[int, dict[str, ResumeState]]:
     """Epochs that are done, and the states by identity.
 
     Raises:
-        OSError, SafetensorError, KeyError, TypeError, ValueError: a file that is missing or damaged.
+        UNREADABLE: a file that is missing or damaged.
     """
     with safe_open(path, "pt") as file:
         epoch, saes = _header(file.metadata())
@@ -100,6 +111,13 @@ def load_cohort(path: Path) -> tuple[int, dict[str, ResumeState]]:
             identity = plain.pop("identity")
             states[identity] = ResumeState(model=model, adam=adam, plateau=plateau, stop=stop, **plain)
     return epoch, states
+
+
+def remove_ended_states(folder: Path, is_finished: Callable[[Path], bool]) -> None:
+    """Remove the states in a folder of which every SAE is finished; those of other configs are kept."""
+    for state in find_cohorts(folder):
+        if all(is_finished(folder / identity) for identity in state.identities):
+            state.path.unlink(missing_ok=True)
 
 
 def _tensors(file: Any, names: Sequence[str], start: str) -> dict[str, Tensor]:

@@ -14,15 +14,17 @@ class Spool:
     """Takes what a :class:`Logbook` takes, and leaves it in files of the scratch folder."""
 
     def __init__(self, scratch: Path, rank: int) -> None:
-        self._scratch, self._rank = scratch, rank
-        self._left = 0
+        self._scratch, self._name = scratch, f"spool-{rank:06d}"
+        # What was left by a rank of this number that died may not have been heard yet.
+        unheard = [int(path.stem.rpartition("-")[2]) for path in scratch.glob(f"{self._name}-*.json")]
+        self._next = 1 + max(unheard, default=-1)
         self.epochs = EpochCount(scratch, rank)
 
     def enter(self, notes: Sequence[Note]) -> None:
         """See :meth:`Logbook.enter`."""
-        path = self._scratch / f"spool-{self._rank:06d}-{self._left:09d}.json"
+        path = self._scratch / f"{self._name}-{self._next:09d}.json"
         write_json_atomically(path, {"notes": [asdict(note) for note in notes]})
-        self._left += 1
+        self._next += 1
 
 
 def replay(scratch: Path, logbook: Logbook) -> None:

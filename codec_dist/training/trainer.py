@@ -3,6 +3,7 @@
 import shutil
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from codec_dist.training.plan import SaeJob, is_finished, plan_jobs
 from codec_dist.training.progress import read_progress
 from codec_dist.training.rank import train_on_rank
 from codec_dist.training.ranks import Ranks
+from codec_dist.training.resume import damaged_states, remove_ended_states
 from codec_dist.training.sae_runs import write_sae_runs
 from codec_dist.training.selection import select_saes
 from codec_dist.training.task import TrainingTask
@@ -107,7 +109,13 @@ def train_saes(
     finished = {job for job in jobs if is_finished(folders[job])}
     for job in finished:
         _check_folder(job, folders[job])
-    if len(finished) < len(jobs):
+    rows_folders = dict.fromkeys(directory / "sae" / job.rows_folder for job in jobs)
+    for path in (path for folder in rows_folders for path in damaged_states(folder)):
+        sys.stderr.write(f"train: the resume state {path} is damaged and not used: its SAEs start anew\n")
+    if len(finished) == len(jobs):
+        for folder in rows_folders:
+            remove_ended_states(folder, is_finished)
+    else:
         task = TrainingTask(
             directory.resolve(), store_path, split_path.resolve(), tuple(jobs), name, seed,
             sae.evaluations, sae.checkpoints, tracking, correlation_threshold, dtype, cluster.cpus_per_actor,
@@ -223,7 +231,7 @@ def _count_ranks(cluster: ClusterSection) -> tuple[int, bool]:
 
 @contextmanager
 def _progress(task: TrainingTask) -> Iterator[None]:
-    """Show what rank 0 reports, while the calling thread waits for Ray Train."""
+    """Show what the ranks have counted, while the calling thread waits for Ray Train."""
     total = sum(job.epochs for job in task.jobs)
     over = threading.Event()
     with Progress("train", total, "SAE epochs") as progress:

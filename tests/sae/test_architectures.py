@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from codec_dist.sae import LinearAutoencoder, SaeError, build
+from codec_dist.sae import LinearAutoencoder, SaeError, StackedAutoencoder, build, topk
 
 CHANNELS, MODES, ROWS, SCALE = 5, 12, 9, 2.0
 OPTIONS: dict[str, dict[str, object]] = {
@@ -203,6 +203,15 @@ def test_a_share_without_rows_has_no_gradient_in_sparse_products_too(monkeypatch
         loss.backward()
         assert loss.item() == 0
         assert all(parameter.grad is None or not parameter.grad.any() for parameter in sae.parameters())
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_held_out_losses_do_not_depend_on_which_modes_are_declared_dead(name: str) -> None:
+    sae, rows = make(name, auxk=4)
+    sae.eval()
+    before = sae.loss(rows).total.item()
+    sae.samples_since_fired += sae.chosen.dead_window
+    assert sae.loss(rows).total.item() == before
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name not in ("batchtopk", "matryoshka")])

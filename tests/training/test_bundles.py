@@ -46,10 +46,11 @@ def test_what_was_saved_together_goes_on_together_even_if_finished() -> None:
 def test_layers_are_bundled_while_their_rows_fit() -> None:
     cohorts = make_cohorts([job(name, layer=name) for name in "1234"], [False] * 4, [], ROOT)
     sizes = {cohort.key: size for cohort, size in zip(cohorts, (40, 70, 200, 50), strict=True)}
-    bundles = make_bundles(cohorts, sizes, 120)
+    resident = {key: size <= 120 for key, size in sizes.items()}
+    bundles = make_bundles(cohorts, sizes, resident, 120)
     found = [("".join(one.key[0] for one in bundle.cohorts), bundle.resident) for bundle in bundles]
     assert sorted(found) == [("12", True), ("3", False), ("4", True)]
-    assert len(make_bundles(cohorts, sizes, 1000, join=False)) == 4
+    assert len(make_bundles(cohorts, sizes, dict.fromkeys(sizes, True), 1000, join=False)) == 4
 
 
 def test_ranks_get_whole_layers_the_largest_first() -> None:

@@ -83,7 +83,7 @@ def test_a_resume_state_of_another_sae_is_refused(
     adam = Lockstep([other], [0.1], Ranks()).states()[0]  # type: ignore[list-item]
     state = ResumeState(1.0, other.state_dict(), adam, Plateau(1), EarlyStop(None), 0.0, 0, [], 0.0)
     save_cohort(task.directory / "sae" / job.rows_folder / PATTERN.replace("*", "0"), 1, {job.identity: state})
-    with pytest.raises(TrainingError, match=r"holds no topk of 12 channels and 10 modes .* remove it"):
+    with pytest.raises(TrainingError, match=r"holds no topk of 12 channels and 10 modes: remove .*resume-0"):
         train_on_rank(task, Ranks())
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from codec_dist.config import Choice, SaeGroup, TrainingSettings
 from codec_dist.sae import SparseAutoencoder
+from codec_dist.training.errors import TrainingError
 from codec_dist.training.rank import train_on_rank
 from codec_dist.training.ranks import Ranks
 from codec_dist.training.resume import PATTERN, find_cohorts
@@ -251,6 +252,74 @@ def test_a_killed_training_continues_bit_by_bit(
     train_on_rank(killed, Ranks())
     train_on_rank(whole, Ranks())
     assert_same(killed, whole)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_streamed_rows_are_resumed_bit_by_bit_even_where_they_would_fit_by_then(
+    make_run: Callable[..., Path], make_groups: Groups, make_task: Callable[..., TrainingTask]
+) -> None:
+    streamed = {"bytes_for_rows": 0, "window_bytes": 1000}
+    straight = make_task(make_run(name="straight"), make_groups(), **streamed)
+    task = make_task(make_run(name="interrupted"), make_groups(), checkpoints=5, **streamed)
+    train_on_rank(straight, Ranks())
+    with interrupted_at(Random(time.time_ns()).randint(5, 20)):
+        train_on_rank(task, Ranks())
+    train_on_rank(replace(task, bytes_for_rows=None), Ranks())
+    assert_same(task, straight)
+
+
+def test_rows_that_were_in_memory_are_not_streamed_when_training_is_resumed(
+    make_run: Callable[..., Path], make_groups: Groups, make_task: Callable[..., TrainingTask]
+) -> None:
+    task = make_task(make_run(), make_groups(), checkpoints=5)
+    with interrupted_at(Random(time.time_ns()).randint(1, 20)):
+        train_on_rank(task, Ranks())
+    with pytest.raises(
+        TrainingError, match=r"in memory when training began, [\d,]+ bytes, and now there is room for 0 on"
+    ):
+        train_on_rank(replace(task, bytes_for_rows=0), Ranks())
+    train_on_rank(task, Ranks())
+
+
+def states(task: TrainingTask) -> list[Path]:
+    return sorted((task.directory / "sae").glob(f"*/*/{PATTERN}"))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_another_config_leaves_resume_states_alone(
+    make_run: Callable[..., Path], make_task: Callable[..., TrainingTask], stacks: TrainingTask
+) -> None:
+    task = make_task(make_run(name="interrupted"), STACKS, checkpoints=12)
+    with interrupted_at(20):
+        train_on_rank(task, Ranks())
+    before = {path: path.read_bytes() for path in states(task)}
+    assert before
+    # One of the SAEs that were interrupted, and one that is new.
+    l1, _ = STACKS[0].grid["l1"]
+    fewer = STACKS[0].model_copy(update={"grid": {"l1": (l1, 0.5), "training.epochs": (9,)}})
+    train_on_rank(make_task(task.directory, (fewer,), checkpoints=12), Ranks())
+    assert {path: path.read_bytes() for path in states(task)} == before
+    train_on_rank(task, Ranks())
+    assert_same(task, stacks)
+    assert not states(task)
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut short"])
+def test_an_sae_whose_weights_are_lost_is_trained_again(
+    damage: str, make_run: Callable[..., Path], make_groups: Groups, make_task: Callable[..., TrainingTask]
+) -> None:
+    task = make_task(make_run(), make_groups())
+    train_on_rank(task, Ranks())
+    # Copies: what is loaded may be the file's own pages.
+    before = {name: tensor.clone() for name, tensor in weights(task)[task.jobs[0].label].items()}
+    path = task.folder(task.jobs[0]) / "model.safetensors"
+    if damage == "removed":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-10])
+    train_on_rank(task, Ranks())
+    for name, tensor in weights(task)[task.jobs[0].label].items():
+        torch.testing.assert_close(tensor, before[name])
 
 
 def test_a_damaged_resume_state_starts_these_saes_anew(
