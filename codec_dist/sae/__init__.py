@@ -15,7 +15,7 @@ from codec_dist.sae.metrics import ReconstructionMetrics, ReconstructionReport, 
 from codec_dist.sae.nmf import NmfAutoencoder
 from codec_dist.sae.pca import PcaAutoencoder
 from codec_dist.sae.relu import ReluAutoencoder
-from codec_dist.sae.sharded import ProcessGroup, shard, unshard
+from codec_dist.sae.sharded import Joined, ProcessGroup, shard, unshard, whole_on_host
 from codec_dist.sae.stacked import StackedAutoencoder
 from codec_dist.sae.stsae import StsaeAutoencoder
 from codec_dist.sae.topk import TopKAutoencoder
@@ -28,6 +28,7 @@ __all__ = [
     "FittedAutoencoder",
     "GatedAutoencoder",
     "Group",
+    "Joined",
     "JumpReluAutoencoder",
     "LinearAutoencoder",
     "Loss",
@@ -53,4 +54,5 @@ __all__ = [
     "import_sae",
     "shard",
     "unshard",
+    "whole_on_host",
 ]

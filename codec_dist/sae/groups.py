@@ -19,6 +19,10 @@ class Group:
         """The tensors of all processes, of one shape, in the order of ranks. Not differentiable."""
         return tensor.unsqueeze(0)
 
+    def broadcast(self, tensor: Shaped[Tensor, "..."], rank: int) -> Shaped[Tensor, "..."]:
+        """The tensor of process ``rank``; the others' say only what it is like. Not differentiable."""
+        return tensor
+
     def sum(self, tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         """The sum over processes; its gradient passes to each process as it is."""
         return tensor

@@ -9,8 +9,8 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Shaped
-from torch import Tensor
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
 
 from codec_dist.sae.errors import SaeError
 from codec_dist.sae.groups import Group
@@ -36,6 +36,11 @@ class ProcessGroup(Group):
         received = [torch.empty_like(sent) for _ in range(self.size)]
         self._dist.all_gather(received, sent, group=self._group)
         return torch.stack(received).to(tensor.dtype)
+
+    def broadcast(self, tensor: Shaped[Tensor, "..."], rank: int) -> Shaped[Tensor, "..."]:
+        sent = tensor.detach().clone(memory_format=torch.contiguous_format)
+        self._dist.broadcast(sent, group=self._group, group_src=rank)
+        return sent
 
     def sum(self, tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
         return _Sum.apply(tensor, self)
@@ -63,7 +68,7 @@ def shard(sae: TrainedAutoencoder, group: Group) -> TrainedAutoencoder:
         raise SaeError(f"{sae.architecture} is fitted, not trained by gradient: its dictionary cannot be sharded")
     if sae.modes < group.size:
         raise SaeError(f"a dictionary of {sae.modes} modes cannot be spread over {group.size} processes")
-    start, end = (sae.modes * rank // group.size for rank in (group.rank, group.rank + 1))
+    start, end = (_first_mode(sae.modes, rank, group.size) for rank in (group.rank, group.rank + 1))
     part = empty_like(sae)
     for name, tensor in tensors_of(sae).items():
         if name in (*sae.mode_parameters, *MODE_BUFFERS):
@@ -77,20 +82,52 @@ def shard(sae: TrainedAutoencoder, group: Group) -> TrainedAutoencoder:
 
 
 def unshard(part: TrainedAutoencoder) -> TrainedAutoencoder:
-    """The whole SAE, on every process of the group: to save it, for instance."""
-    whole, group = empty_like(part), part.mode_group
-    bounds = [part.modes * rank // group.size for rank in range(group.size + 1)]
-    sizes = [end - start for start, end in pairwise(bounds)]
+    """The whole SAE in the memory of the host, on every process of the group: to save it, for instance."""
+    whole = empty_like(part)
     for name, tensor in tensors_of(part).items():
         if name in (*part.mode_parameters, *MODE_BUFFERS):
-            padded = torch.cat([tensor, tensor.new_zeros(max(sizes) - len(tensor), *tensor.shape[1:])])
-            pieces = group.gather(padded)
-            tensor = torch.cat([piece[:size] for piece, size in zip(pieces, sizes, strict=True)])
+            tensor = whole_on_host(part, tensor)
         elif name == "statistics":
-            tensor = tensor.new_zeros(part.modes + 1 + part.extra_statistics)
-        place(whole, name, tensor.clone())
+            tensor = torch.zeros(part.modes + 1 + part.extra_statistics, dtype=tensor.dtype)
+        place(whole, name, tensor.to("cpu", copy=True))
     whole.scale, whole.sign, whole.row_group = part.scale, part.sign, part.row_group
     return whole.train(part.training)
+
+
+def whole_on_host(part: TrainedAutoencoder, own: Shaped[Tensor, "own ..."]) -> Shaped[Tensor, "modes ..."]:
+    """Put together what every process holds for its modes, on the CPU; the device never holds more than two parts."""
+    group, pieces = part.mode_group, []
+    for rank in range(group.size):
+        size = _first_mode(part.modes, rank + 1, group.size) - _first_mode(part.modes, rank, group.size)
+        piece = own if rank == group.rank else own.new_empty(size, *own.shape[1:])
+        pieces.append(group.broadcast(piece, rank).cpu())
+    return torch.cat(pieces)
+
+
+class Joined(nn.Module):
+    """A divided SAE with the loadings of all modes, which every process sees; all of them call it alike."""
+
+    def __init__(self, part: TrainedAutoencoder) -> None:
+        super().__init__()
+        self.part = part
+
+    def encode(self, rows: Float[Tensor, "batch channels"]) -> Float[Tensor, "batch modes"]:
+        """Loadings of rows in stored units."""
+        part, own = self.part, self.part.encode(rows).detach()
+        bounds = [_first_mode(part.modes, rank, part.mode_group.size) for rank in range(part.mode_group.size + 1)]
+        sizes = [end - start for start, end in pairwise(bounds)]
+        padded = torch.cat([own, own.new_zeros(len(own), max(sizes) - own.shape[1])], dim=1)
+        pieces = part.mode_group.gather(padded)
+        return torch.cat([piece[:, :size] for piece, size in zip(pieces, sizes, strict=True)], dim=1)
+
+    def decode(self, loadings: Float[Tensor, "batch modes"]) -> Float[Tensor, "batch channels"]:
+        """Rows in stored units from loadings."""
+        first = self.part.first_mode
+        return self.part.decode(loadings[:, first : first + len(self.part.samples_since_fired)])
+
+
+def _first_mode(modes: int, rank: int, size: int) -> int:
+    return modes * rank // size
 
 
 class _Sum(torch.autograd.Function):

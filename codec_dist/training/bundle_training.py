@@ -35,8 +35,6 @@ class _Member:
 
     job: SaeJob
     cohort: Cohort
-    sae: TrainedAutoencoder
-    """As it was when the members were last arranged; only ``Lockstep.saes`` has it as it is."""
     plateau: Plateau
     stop: EarlyStop
     loss: float = 0.0
@@ -73,9 +71,10 @@ class BundleTraining:
         self._speed = 0.0
         states = {identity: state for cohort in bundle.cohorts for identity, state in self._load(cohort).items()}
         self._members = [
-            self._start(job, cohort, states.get(job.identity)) for cohort in bundle.cohorts for job in cohort.jobs
+            _member(job, cohort, states.get(job.identity)) for cohort in bundle.cohorts for job in cohort.jobs
         ]
-        self._arrange([states[member.job.identity].adam for member in self._members] if states else None)
+        saes = [self._start(member, states.get(member.job.identity)) for member in self._members]
+        self._arrange(saes, [states[member.job.identity].adam for member in self._members] if states else None)
 
     def run(self, advance: Callable[[int], None]) -> None:
         """Train to the end and save; ``advance`` is told of every SAE epoch.
@@ -91,10 +90,13 @@ class BundleTraining:
                 members = len(self._members)
                 leaving = [member for member in self._members if self._is_over(member)]
                 looked_at = [member for member in self._members if member in leaving or self._is_looked_at(member)]
-                found = self._evaluate(looked_at) if looked_at else {}
                 skipped = sum(member.job.epochs - self._epoch for member in leaving)
-                if leaving:
-                    self._part_with(leaving, found)
+                if looked_at:
+                    saes = self._lockstep.saes()
+                    found = self._evaluate(looked_at, saes)
+                    if leaving:
+                        self._part_with(leaving, found, saes)
+                    del saes
                 self._save_resume_states()
                 advance(members + skipped)
         if self._ranks.rank == 0:
@@ -122,33 +124,34 @@ class BundleTraining:
             )
         return {job.identity: states[job.identity] for job in cohort.jobs}
 
-    def _start(self, job: SaeJob, cohort: Cohort, state: ResumeState | None) -> _Member:
+    def _start(self, member: _Member, state: ResumeState | None) -> TrainedAutoencoder:
+        """The SAE as it was saved, or at its beginning; one that is to be divided on the CPU."""
+        job = member.job
         sae = build(job.architecture, job.options, job.channels, seed=job.derived_seed("weights"))
         assert isinstance(sae, TrainedAutoencoder)
-        sae.to(self._ranks.device, getattr(torch, self._task.dtype))
+        device = torch.device("cpu") if self._settings.divide else self._ranks.device
+        sae.to(device, getattr(torch, self._task.dtype))
         sae.sign = sign_of(job.quantity)
         sae.train()
         if state is None:
             calibration = self._rows[job.key].calibration()
-            sae.calibrate(calibration.rows, calibration.scale, calibration.deviations)
-            return _Member(job, cohort, sae, Plateau(job.settings.patience), EarlyStop(job.settings.early_stop))
+            sae.calibrate(calibration.rows.to(device), calibration.scale, calibration.deviations.to(device))
+            return sae
         try:
             sae.load_state_dict(state.model)
         except RuntimeError as error:
             raise TrainingError(
                 f"the resume state of {job.label} holds no {job.architecture} of {job.channels} channels and "
-                f"{sae.modes} modes: remove {cohort.saved.path if cohort.saved else cohort.state} to train from the "
-                "start"
+                f"{sae.modes} modes: remove {member.cohort.saved and member.cohort.saved.path} to train from the start"
             ) from error
         sae.scale = state.scale
-        return _Member(
-            job, cohort, sae, state.plateau, state.stop, state.loss, state.rows, state.history, state.seconds
-        )
+        return sae
 
-    def _arrange(self, adam_states: Sequence[dict[str, torch.Tensor]] | None) -> None:
-        """Let all members advance in lockstep, and as few computations as can be."""
+    def _arrange(
+        self, saes: Sequence[TrainedAutoencoder], adam_states: Sequence[dict[str, torch.Tensor]] | None
+    ) -> None:
+        """Let the members advance in lockstep, and as few computations as can be; ``saes`` are theirs, whole."""
         jobs = [member.job for member in self._members]
-        saes = [member.sae for member in self._members]
         # SAEs of different length have their last resampling at different times.
         kinds = [(member.cohort.state, member.job.epochs) for member in self._members]
         self._lockstep = Lockstep(
@@ -219,14 +222,12 @@ class BundleTraining:
 
     # ---- looking and saving
 
-    def _evaluate(self, members: Sequence[_Member]) -> dict[_Member, Evaluation]:
-        """Evaluate on the select part, write histories and log."""
+    def _evaluate(self, members: Sequence[_Member], saes: Sequence[TrainedAutoencoder]) -> dict[_Member, Evaluation]:
+        """Evaluate ``members`` on the select part, write histories and log; ``saes`` are those of all members."""
         self._take_losses()
-        saes = self._lockstep.saes()
         for member, sae in zip(self._members, saes, strict=True):
-            member.sae = sae
-            self._check_finite(member)
-        found = dict(zip(members, self._evaluations(members, "select"), strict=True))
+            self._check_finite(member, sae)
+        found = dict(zip(members, self._evaluations(members, saes, "select"), strict=True))
         notes = []
         for member, evaluation in found.items():
             rate = self._lockstep.rates[self._members.index(member)]
@@ -246,18 +247,24 @@ class BundleTraining:
             member.loss += loss
             member.rows += rows
 
-    def _check_finite(self, member: _Member) -> None:
+    def _check_finite(self, member: _Member, sae: TrainedAutoencoder) -> None:
         loss = member.loss / member.rows
-        if not (math.isfinite(loss) and all(weights.isfinite().all() for weights in member.sae.parameters())):
+        if not (math.isfinite(loss) and all(weights.isfinite().all() for weights in sae.parameters())):
             raise TrainingError(
                 f"{member.job.label} diverged by epoch {self._epoch} (loss {loss:g}): "
                 f"lower its learning_rate ({member.job.settings.learning_rate:g})"
             )
 
-    def _part_with(self, leaving: Sequence[_Member], selected: Mapping[_Member, Evaluation]) -> None:
+    def _part_with(
+        self,
+        leaving: Sequence[_Member],
+        selected: Mapping[_Member, Evaluation],
+        saes: Sequence[TrainedAutoencoder],
+    ) -> None:
         """Save those that are done, and arrange the rest anew."""
         states = self._lockstep.states()
-        evaluated = self._evaluations(leaving, "evaluate")
+        evaluated = self._evaluations(leaving, saes, "evaluate")
+        by_member = dict(zip(self._members, saes, strict=True))
         for member, evaluation in zip(leaving, evaluated, strict=True):
             if self._ranks.rank == 0:
                 training = {
@@ -267,11 +274,11 @@ class BundleTraining:
                     "seconds": self._seconds(member),
                 }
                 results = (selected[member], evaluation, member.history, training)
-                save_finished(self._task, member.job, member.sae, self._parts, *results)
+                save_finished(self._task, member.job, by_member[member], self._parts, *results)
         pairs = [pair for pair in zip(self._members, states, strict=True) if pair[0] not in leaving]
         self._members = [member for member, _ in pairs]
         if self._members:
-            self._arrange([state for _, state in pairs])
+            self._arrange([by_member[member] for member in self._members], [state for _, state in pairs])
 
     def _save_resume_states(self) -> None:
         due = [cohort for cohort in self._bundle.cohorts if self._is_to_be_saved(cohort)]
@@ -304,15 +311,26 @@ class BundleTraining:
         epochs = {member.job.epochs for member in self._members if member.cohort is cohort}
         return any(self._epoch in spread_over(longest, self._task.checkpoints + 1) for longest in epochs)
 
-    def _evaluations(self, members: Sequence[_Member], part: str) -> list[Evaluation]:
-        saes, rows = [member.sae for member in members], [self._rows[member.job.key] for member in members]
-        return evaluate(saes, rows, part, self._parts.classes, self._sharers)
+    def _evaluations(
+        self, members: Sequence[_Member], saes: Sequence[TrainedAutoencoder], part: str
+    ) -> list[Evaluation]:
+        places = [self._members.index(member) for member in members]
+        coders = self._lockstep.coders(saes)
+        rows = [self._rows[member.job.key] for member in members]
+        chosen, theirs = [saes[place] for place in places], [coders[place] for place in places]
+        return evaluate(chosen, rows, part, self._parts.classes, self._sharers, theirs)
 
     def _numbers(self, evaluation: Evaluation) -> dict[str, float]:
         return evaluation.numbers(self._task.correlation_threshold)
 
     def _seconds(self, member: _Member) -> float:
         return round(member.seconds_before + time.monotonic() - self._started, 3)
+
+
+def _member(job: SaeJob, cohort: Cohort, state: ResumeState | None) -> _Member:
+    if state is None:
+        return _Member(job, cohort, Plateau(job.settings.patience), EarlyStop(job.settings.early_stop))
+    return _Member(job, cohort, state.plateau, state.stop, state.loss, state.rows, state.history, state.seconds)
 
 
 def spread_over(epochs: int, times: int) -> set[int]:

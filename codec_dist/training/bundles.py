@@ -8,6 +8,8 @@ from codec_dist.training.plan import SaeJob
 from codec_dist.training.resume import SavedCohort, state_path
 
 Key = tuple[str, str]
+# Of the free memory six tenths are for rows (codec_dist.training.memory) and most of the rest for weights.
+WEIGHTS_TO_ROWS = 0.6
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Cohort:
     def fitted(self) -> bool:
         """Whether they are baselines that are fitted, not trained."""
         return self.jobs[0].fitted
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that are trained."""
+        return sum(job.parameters for job in self.jobs)
 
     @property
     def work(self) -> int:
@@ -112,9 +119,10 @@ def make_bundles(
     resident: Mapping[Key, bool],
     bytes_for_rows: int,
     *,
+    bytes_per_parameter: int = 0,
     join: bool = True,
 ) -> list[Bundle]:
-    """Put cohorts of several layers together while their rows fit in memory.
+    """Put cohorts of several layers together while their rows fit in memory, and their weights beside them.
 
     One whose rows are not to be ``resident`` is a bundle of its own. Without ``join`` each is its own bundle in any
     case. The weights of an SAE do not depend on which cohorts are bundled with its own.
@@ -132,8 +140,9 @@ def make_bundles(
             if not resident[cohort.key]:
                 bundles.append(Bundle((cohort,), resident=False))
                 continue
-            keys = {one.key for one in [*together, cohort]}
-            if together and sum(bytes_by_key[key] for key in keys) > bytes_for_rows:
+            rows = sum(bytes_by_key[key] for key in {one.key for one in [*together, cohort]})
+            weights = bytes_per_parameter and bytes_per_parameter * sum(one.parameters for one in [*together, cohort])
+            if together and (rows > bytes_for_rows or weights > WEIGHTS_TO_ROWS * bytes_for_rows):
                 bundles.append(Bundle(tuple(together), resident=True))
                 together = []
             together.append(cohort)

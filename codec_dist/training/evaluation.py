@@ -11,13 +11,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from codec_dist.modes import Correlations, LoadingCorrelations
-from codec_dist.sae import ReconstructionMetrics, ReconstructionReport, SparseAutoencoder, TrainedAutoencoder
+from codec_dist.sae import Joined, ReconstructionMetrics, ReconstructionReport, SparseAutoencoder, TrainedAutoencoder
 from codec_dist.statistics import hoyer
 from codec_dist.training.ranks import Ranks
 from codec_dist.training.rows import LayerRows
 from codec_dist.training.units import Unit
 
 TOP_MODES = 10
+# Loadings that are held at once (512 MB in float32).
+MOST_LOADINGS = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -89,23 +91,39 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    saes: Sequence[SparseAutoencoder], rows: Sequence[LayerRows], part: str, classes: int, ranks: Ranks
+    saes: Sequence[SparseAutoencoder],
+    rows: Sequence[LayerRows],
+    part: str,
+    classes: int,
+    ranks: Ranks,
+    coders: Sequence[SparseAutoencoder | Joined] | None = None,
 ) -> list[Evaluation]:
     """Evaluate each SAE on its rows of ``part``; the same result on every rank.
 
     Rows that are not in memory are read once for all SAEs.
+
+    Args:
+        saes: whole ones.
+        rows: of each.
+        part: ``select`` or ``evaluate``.
+        classes: number of classes to correlate with; 0: there are no labels.
+        ranks: those that share the rows.
+        coders: what encodes and decodes for each, on the device of the rows; default: the SAEs themselves.
     """
+    coders = saes if coders is None else coders
     # What correlations are made of is as large as classes times modes, so it is held for few SAEs if possible.
     if len(saes) > 1 and all(one.resident for one in rows):
-        pairs = zip(saes, rows, strict=True)
-        return [found for sae, one in pairs for found in evaluate([sae], [one], part, classes, ranks)]
+        triples = zip(saes, rows, coders, strict=True)
+        return [found for sae, one, coder in triples for found in evaluate([sae], [one], part, classes, ranks, [coder])]
     mine = [(ReconstructionMetrics(), LoadingCorrelations(sae.modes, max(classes, 1))) for sae in saes]
-    with _in_eval_mode(saes):
+    with _in_eval_mode([*saes, *coders]):
         for numbers, values, labels in _pieces(rows, part):
             for number in numbers:
-                loadings = saes[number].encode(values)
-                mine[number][0].update(values, saes[number].decode(loadings), loadings)
-                mine[number][1].update(loadings, labels)
+                coder, at_once = coders[number], max(1, MOST_LOADINGS // saes[number].modes)
+                for some, theirs in zip(values.split(at_once), labels.split(at_once), strict=True):
+                    loadings = coder.encode(some)
+                    mine[number][0].update(some, coder.decode(loadings), loadings)
+                    mine[number][1].update(loadings, theirs)
     first, *others = ranks.gather(mine)
     for other in others:
         for (metrics, correlations), (more_metrics, more_correlations) in zip(first, other, strict=True):

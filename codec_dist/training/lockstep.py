@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim.adam import adam
 
-from codec_dist.sae import TrainedAutoencoder
+from codec_dist.sae import Joined, TrainedAutoencoder
 from codec_dist.training.ranks import Ranks
 from codec_dist.training.units import Flat, Unit
 
@@ -54,7 +54,7 @@ class Lockstep:
         """Take over SAEs, the parameters of which move into one piece of memory.
 
         Args:
-            saes: all on the same device.
+            saes: all on the device of ``ranks``, those to be divided on the CPU.
             learning_rates: Adam's step size for each.
             ranks: those that train together.
             stacks: numbers of SAEs that are computed together, every SAE in one stack; default: each alone.
@@ -140,15 +140,22 @@ class Lockstep:
         return [loss for _, loss in found], rows
 
     def saes(self) -> list[TrainedAutoencoder]:
-        """All SAEs, whole: stacked and divided ones as copies. All ranks call it together."""
+        """All SAEs, whole: stacked and divided ones as copies, the latter on the CPU. All ranks call it together."""
         pairs = [pair for unit in self.units for pair in zip(unit.numbers, unit.saes(), strict=True)]
         return [sae for _, sae in sorted(pairs, key=lambda pair: pair[0])]
+
+    def coders(self, saes: Sequence[TrainedAutoencoder]) -> list[TrainedAutoencoder | Joined]:
+        """What encodes and decodes on the device for each of ``saes``, which are what :meth:`saes` returned."""
+        found: dict[int, TrainedAutoencoder | Joined] = {}
+        for unit in self.units:
+            found |= zip(unit.numbers, unit.coders([saes[number] for number in unit.numbers]), strict=True)
+        return [found[number] for number in sorted(found)]
 
     def states(self) -> list[dict[str, Tensor]]:
         """Adam's state of each SAE, on the CPU. All ranks call it together."""
         pairs = [pair for unit in self.units for pair in zip(unit.numbers, unit.moments(), strict=True)]
-        step = torch.tensor(self.steps)
-        return [{"step": step, **moments} for _, moments in sorted(pairs, key=lambda pair: pair[0])]
+        steps = self.steps
+        return [{"step": torch.tensor(steps), **moments} for _, moments in sorted(pairs, key=lambda pair: pair[0])]
 
     def load_states(self, states: Sequence[dict[str, Tensor]]) -> None:
         """Set Adam's state of every SAE; all must have taken equally many steps."""

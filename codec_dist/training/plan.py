@@ -7,8 +7,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from codec_dist.config import SaeGroup, TrainingSettings
-from codec_dist.sae import ARCHITECTURES, FittedAutoencoder, has_weights
+from codec_dist.sae import ARCHITECTURES, FittedAutoencoder, build, has_weights
 from codec_dist.store import ContributionStore
 from codec_dist.training.errors import TrainingError
 from codec_dist.training.grid import GridPoint, expand_grid
@@ -73,6 +75,13 @@ class SaeJob:
     def epochs(self) -> int:
         """Passes over the rows of the fit part, at most."""
         return 1 if self.fitted else self.settings.epochs
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that are trained, as many as the dictionary and what encodes hold."""
+        with torch.device("meta"):
+            sae = build(self.architecture, self.options, self.channels)
+        return sum(parameter.numel() for parameter in sae.parameters())
 
     def derived_seed(self, *purpose: int | str) -> int:
         """A seed for one purpose that no other SAE or purpose shares."""

@@ -1,7 +1,7 @@
 """What one rank does: all bundles, one after the other."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from codec_dist.tracking import Tracker
 from codec_dist.training.baselines import fit_baselines
 from codec_dist.training.bundle_training import BundleTraining
 from codec_dist.training.bundles import Bundle, Cohort, Key, hand_out, make_bundles, make_cohorts
+from codec_dist.training.errors import TrainingError
 from codec_dist.training.logbook import Logbook
 from codec_dist.training.memory import bytes_for_rows
 from codec_dist.training.parts import Parts, read_parts
@@ -24,6 +25,9 @@ from codec_dist.training.sae_runs import runs_apart
 from codec_dist.training.spool import Spool, replay
 from codec_dist.training.task import TrainingTask
 from codec_dist.utils import keep_freed_memory
+
+# Values, gradients, two moments, and a copy while SAEs are evaluated or saved.
+COPIES_OF_WEIGHTS = 5
 
 
 def train_on_rank(task: TrainingTask, ranks: Ranks, after_bundle: Callable[[], None] = lambda: None) -> None:
@@ -52,6 +56,20 @@ def train_on_rank(task: TrainingTask, ranks: Ranks, after_bundle: Callable[[], N
         ranks.gather(None)  # until all are done
         hear()
         after_bundle()
+
+
+@contextmanager
+def _told_when_too_large(bundle: Bundle) -> Iterator[None]:
+    """Turn a GPU's lack of memory into words; on a CPU the system may end the process instead."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        first = bundle.jobs[0]
+        raise TrainingError(
+            f"{len(bundle.jobs)} SAEs that advance together ({first.label} and so on) do not fit in memory: train "
+            "fewer at a time (split the grid over several configs), or spread each dictionary over GPUs "
+            "(training.divide)"
+        ) from error
 
 
 def _cohorts(task: TrainingTask) -> list[Cohort]:
@@ -87,7 +105,11 @@ class _Work:
         sizes = {cohort.key: self._of(cohort.key, whole=cohort.divided).bytes for cohort in cohorts}
         resident = {cohort.key: self._is_resident(cohort, sizes[cohort.key]) for cohort in cohorts}
         advance = logbook.epochs.advance if logbook else _ignore
-        for bundle in make_bundles(cohorts, sizes, resident, self._budget, join=not self._task.spread):
+        size = COPIES_OF_WEIGHTS * getattr(torch, self._task.dtype).itemsize
+        bundles = make_bundles(
+            cohorts, sizes, resident, self._budget, bytes_per_parameter=size, join=not self._task.spread
+        )
+        for bundle in bundles:
             first = bundle.cohorts[0]
             self._make_room(bundle)
             rows = {key: self._of(key, whole=first.divided) for key in bundle.keys}
@@ -95,7 +117,8 @@ class _Work:
                 source = rows[first.key] if bundle.resident else self._of(first.key, whole=True)
                 fit_baselines(self._task, first, rows[first.key], source, self._parts, self._ranks, logbook, advance)
             else:
-                BundleTraining(self._task, bundle, rows, self._parts, self._ranks, logbook).run(advance)
+                with _told_when_too_large(bundle):
+                    BundleTraining(self._task, bundle, rows, self._parts, self._ranks, logbook).run(advance)
             if logbook:
                 logbook.epochs.show()
             after_bundle()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from codec_dist.training.schedules import Plateau
 from codec_dist.training.stopping import EarlyStop
-from codec_dist.utils import hash_json, write_bytes_atomically
+from codec_dist.utils import hash_json, write_atomically
 
 PATTERN = "resume-*.safetensors"
 FORMAT = 2
@@ -60,17 +60,21 @@ def state_path(folder: Path, identities: Sequence[str]) -> Path:
 
 
 def save_cohort(path: Path, epoch: int, states: Mapping[str, ResumeState]) -> None:
-    """Write the states of SAEs that advance together, by identity, in one file: all or none."""
+    """Write the states of SAEs that advance together, by identity, in one file: all or none.
+
+    ``adam`` of a state must own its memory, as :meth:`Lockstep.states` gives it.
+    """
     tensors: dict[str, Tensor] = {}
     saes: list[dict[str, Any]] = []
     for number, (identity, state) in enumerate(states.items()):
-        for kind in ("model", "adam"):
-            named = getattr(state, kind).items()
-            tensors |= {f"{number}.{kind}.{name}": tensor.detach().cpu().clone() for name, tensor in named}
+        # Copies, because parameters may be views into one buffer, which safetensors refuses; moments are copies.
+        model = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.model.items()}
+        for kind, named in (("model", model), ("adam", state.adam)):
+            tensors |= {f"{number}.{kind}.{name}": tensor for name, tensor in named.items()}
         plain = {name: getattr(state, name) for name in ("scale", "loss", "rows", "history", "seconds")}
         saes.append({"identity": identity, **plain, "plateau": asdict(state.plateau), "stop": asdict(state.stop)})
     header = {"format": str(FORMAT), "epoch": str(epoch), "saes": json.dumps(saes)}
-    write_bytes_atomically(path, safetensors.torch.save(tensors, header))
+    write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, header))
 
 
 def find_cohorts(folder: Path) -> list[SavedCohort]:

@@ -105,6 +105,11 @@ def train_saes(
     parts = read_parts(store, split_path)
     jobs = plan_jobs(store, groups, parts.split_hash, seed)
     _check_options(jobs)
+    if sae.spread == "bundles" and any(job.settings.divide for job in jobs):
+        raise TrainingError(
+            "training.divide spreads a dictionary over all ranks, but with sae.spread bundles each rank trains by "
+            "itself: use sae.spread rows, or leave divide out"
+        )
     folders = {job: directory / "sae" / job.folder for job in jobs}
     finished = {job for job in jobs if is_finished(folders[job])}
     for job in finished:

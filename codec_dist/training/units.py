@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from codec_dist.sae import (
+    Joined,
     ProcessGroup,
     SparseAutoencoder,
     StackedAutoencoder,
@@ -16,6 +17,7 @@ from codec_dist.sae import (
     forget_moments,
     shard,
     unshard,
+    whole_on_host,
 )
 from codec_dist.training.ranks import Ranks
 from codec_dist.utils import hash_json
@@ -44,7 +46,7 @@ class Unit:
         self.module: TrainedAutoencoder | StackedAutoencoder
         self._together = ranks.size > 1 and not divide
         if divide and ranks.size > 1:
-            self.module = shard(saes[0], ProcessGroup())
+            self.module = shard(saes[0], ProcessGroup()).to(ranks.device)
         elif len(saes) > 1:
             self.module = StackedAutoencoder(saes)
         else:
@@ -137,10 +139,14 @@ class Unit:
         return [Flat(*(each.view(len(self.numbers), -1)[member] for each in piece)) for piece in self._pieces()]
 
     def saes(self) -> list[TrainedAutoencoder]:
-        """The SAEs, whole and each by itself; all ranks must call it where the dictionary is divided."""
+        """The SAEs, whole and each by itself; divided ones on the CPU, for which all ranks must call it."""
         if isinstance(self.module, StackedAutoencoder):
             return self.module.unstack()
         return [unshard(self.module) if self._divided else self.module]
+
+    def coders(self, saes: Sequence[TrainedAutoencoder]) -> list[TrainedAutoencoder | Joined]:
+        """What encodes and decodes on the device for ``saes``, which are this unit's whole ones."""
+        return [Joined(self.module)] if self._divided and not isinstance(self.module, StackedAutoencoder) else [*saes]
 
     def moments(self) -> list[dict[str, Tensor]]:
         """Adam's moments of each SAE by name, of whole dictionaries, on the CPU; for all ranks as ``saes``."""
@@ -190,14 +196,9 @@ class Unit:
 
     def _whole(self, name: str, moment: Tensor) -> Tensor:
         """A moment of the whole dictionary, from that of the modes of this rank."""
-        part = self.template
-        if not self._divided or name not in part.mode_parameters:
+        if not self._divided or name not in self.template.mode_parameters:
             return moment
-        ranks = part.mode_group.size
-        sizes = [part.modes * (rank + 1) // ranks - part.modes * rank // ranks for rank in range(ranks)]
-        padding = moment.new_zeros(max(sizes) - len(moment), *moment.shape[1:])
-        pieces = part.mode_group.gather(torch.cat([moment, padding]))
-        return torch.cat([piece[:size] for piece, size in zip(pieces, sizes, strict=True)])
+        return whole_on_host(self.template, moment)
 
 
 def group_alike(saes: Sequence[SparseAutoencoder], kinds: Sequence[object]) -> list[list[int]]:

@@ -5,7 +5,13 @@ Standard library only (tqdm and Arrow are imported where they are used), so that
 
 from codec_dist.utils.environment import environment
 from codec_dist.utils.errors import CodecError
-from codec_dist.utils.files import absolute_location, read_json, write_bytes_atomically, write_json_atomically
+from codec_dist.utils.files import (
+    absolute_location,
+    read_json,
+    write_atomically,
+    write_bytes_atomically,
+    write_json_atomically,
+)
 from codec_dist.utils.hashing import hash_file, hash_json
 from codec_dist.utils.memory import keep_freed_memory
 from codec_dist.utils.names import escape_name, nearest_names, suggestion, unescape_name
@@ -30,6 +36,7 @@ __all__ = [
     "read_tables",
     "suggestion",
     "unescape_name",
+    "write_atomically",
     "write_bytes_atomically",
     "write_json_atomically",
 ]

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,21 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
     Raises:
         OSError: the folder cannot be written or the disk is full; the temporary file is removed.
     """
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """The same with what ``write`` leaves in the temporary file that it is given.
+
+    Raises:
+        OSError: as :func:`write_bytes_atomically`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    os.close(descriptor)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
+        write(Path(temporary))
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)

@@ -47,6 +47,8 @@ def test_a_divided_dictionary_has_the_loadings_loss_and_gradients_of_the_whole(n
     parts.total.backward()
     for own in (first, second):
         close(own["reconstruction"], sae.decode(loadings), "reconstruction")
+        close(own["joined.loadings"], loadings, "loadings of all modes")
+        close(own["joined.reconstruction"], sae.decode(loadings), "reconstruction from them")
         close(own["loss"], parts.total, "loss")
     for label, parameter in sae.named_parameters():
         gradients = [own[f"gradient.{label}.{rank}"] for rank, own in enumerate((first, second))]

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from codec_dist.sae import Group, ProcessGroup, TrainedAutoencoder, build, shard, unshard
+from codec_dist.sae import Group, Joined, ProcessGroup, TrainedAutoencoder, build, shard, unshard
 
 CHANNELS, MODES, ROWS = 5, 13, 12
 # Of stsae, dropout 0: it draws per process.
@@ -64,9 +64,12 @@ def sharded(name: str, group: ProcessGroup) -> dict[str, torch.Tensor]:
     """Loss, loadings, reconstruction, gradients, and weights after two steps and a resampling, of a divided SAE."""
     whole, rows = make(name)
     part = shard(whole, group)
+    joined = Joined(part)
+    all_loadings = joined.encode(rows[:ROWS])
     loadings = part.encode(rows[:ROWS])
     found = {"loss": part.loss(rows[:ROWS]).total.detach(), f"loadings.{group.rank}": loadings.detach()}
     found["reconstruction"] = part.decode(loadings).detach()
+    found |= {"joined.loadings": all_loadings, "joined.reconstruction": joined.decode(all_loadings).detach()}
     optimizer = torch.optim.Adam(part.parameters(), lr=0.02)
     for batch in rows[: 2 * ROWS].split(ROWS):
         optimizer.zero_grad()

@@ -53,6 +53,16 @@ def test_layers_are_bundled_while_their_rows_fit() -> None:
     assert len(make_bundles(cohorts, sizes, dict.fromkeys(sizes, True), 1000, join=False)) == 4
 
 
+def test_layers_are_bundled_while_their_weights_fit_beside_the_rows() -> None:
+    jobs = [job(name, layer=name) for name in "123"]
+    cohorts = make_cohorts(jobs, [False] * 3, [], ROOT)
+    sizes = {cohort.key: 10 for cohort in cohorts}
+    for times, expected in ((2.5, ["12", "3"]), (1.5, ["1", "2", "3"]), (0.5, ["1", "2", "3"])):
+        budget = int(times * 4 * jobs[0].parameters / 0.6)
+        bundles = make_bundles(cohorts, sizes, dict.fromkeys(sizes, True), budget, bytes_per_parameter=4)
+        assert ["".join(one.key[0] for one in bundle.cohorts) for bundle in bundles] == expected
+
+
 def test_ranks_get_whole_layers_the_largest_first() -> None:
     jobs = [job(name, layer=name, channels=width) for name, width in zip("1234", (3, 4, 5, 2), strict=True)]
     jobs.append(job("5", layer="1", channels=3, batch_size=9))
