@@ -5,9 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-import yaml
-
-from codec_dist.config import config_reference, load_config, packaged_config, packaged_names
+from codec_dist.config import config_reference, load_config, packaged_config, packaged_names, write_yaml
 from codec_dist.config import config_schema as schema_of_config
 from codec_dist.utils import Progress
 
@@ -135,7 +133,7 @@ def store_export(arguments: argparse.Namespace) -> None:
 def config_show(arguments: argparse.Namespace) -> None:
     """The resolved config."""
     config = load_config(arguments.config, arguments.overrides)
-    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
+    print(write_yaml(config.model_dump(mode="json")), end="")
 
 
 def config_schema(arguments: argparse.Namespace) -> None:

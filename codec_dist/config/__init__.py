@@ -30,6 +30,7 @@ from codec_dist.config.sections import (
     TrainingSettings,
     VisualizationSection,
 )
+from codec_dist.config.yaml_values import write_yaml
 
 __all__ = [
     "AttributionSection",
@@ -59,4 +60,5 @@ __all__ = [
     "parse_config",
     "save_config",
     "store_of_run",
+    "write_yaml",
 ]

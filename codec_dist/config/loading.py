@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from codec_dist.config.sections import Config, ConfigError, PathField
-from codec_dist.config.yaml_values import read_yaml
+from codec_dist.config.yaml_values import read_yaml, write_yaml
 from codec_dist.utils import suggestion, write_bytes_atomically
 
 NOT_PATHS = {"", "default", "none"}
@@ -90,7 +90,7 @@ def save_config(config: Config, path: Path) -> None:
         return os.path.relpath(location, folder) if Path(location).is_relative_to(folder) else location
 
     values = _map_paths(config.model_dump(mode="json"), relative)
-    content = yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode()
+    content = write_yaml(values).encode()
     if not path.is_file() or path.read_bytes() != content:
         write_bytes_atomically(path, content)
 

@@ -174,11 +174,11 @@ class ClusterSection(Section):
     actors: Count | None = None
     """Extraction actors; default: one per GPU, or per CPU slot where there is no GPU."""
     cpus_per_actor: Count = 1
-    """CPUs, and so threads, of each extraction actor."""
+    """CPUs, and so threads, of each extraction actor and of each rank of training."""
     training_workers: Count | None = None
     """Ranks of SAE training; default: one per GPU, or 2 where there is none."""
     attempts: Count = 3
-    """How often a shard is tried before it is reported as failed."""
+    """How often a shard is tried before it is reported as failed, and a training whose worker dies before it ends."""
     shard_timeout_seconds: Positive = 3600
     """A shard that takes longer is given to another actor."""
 
@@ -205,7 +205,8 @@ class TrainingSettings(Section):
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Arithmetic of matrix products on CUDA (`bfloat16`: by autocast, weights stay float32); CPUs use float32."""
     divide: bool = False
-    """Spread the dictionary over the ranks, which then all see the same rows: for dictionaries beyond one device."""
+    """Spread the dictionary over the ranks, which then all see the same rows: for dictionaries beyond one device
+    (not with `sae.spread: bundles`)."""
 
 
 class SaeGroup(Section):
@@ -220,7 +221,7 @@ class SaeGroup(Section):
     layers: tuple[str, ...] = ("*",)
     """Layer keys of the store, or globs over them."""
     quantities: tuple[str, ...] = ("contribution-positive", "activation-positive")
-    """Stored quantities to decompose."""
+    """Quantities to decompose: stored ones, `…-net` (both signs added) or `…-both` (side by side), or globs."""
     training: TrainingSettings = TrainingSettings()
     """Settings of the training."""
 

@@ -23,10 +23,23 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in REPLACED]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
+_FLOAT_RESOLVER = ("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
+_Loader.add_implicit_resolver(*_FLOAT_RESOLVER)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper that quotes texts which look like numbers in YAML 1.2, too: ``0E0``."""
+
+
+_Dumper.add_implicit_resolver(*_FLOAT_RESOLVER)
+
+
+def write_yaml(values: Any) -> str:
+    """Values as a YAML text that :func:`read_yaml` reads as the same, whichever version a reader follows."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(text: str) -> Any:

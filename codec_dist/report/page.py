@@ -11,11 +11,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from codec_dist.config import Config
+from codec_dist.config import Config, write_yaml
 from codec_dist.report.causal import layer_curves
 from codec_dist.report.configurations import configurations
 from codec_dist.report.depth import (
@@ -77,7 +76,7 @@ def build_report(run_directory: Path, config: Config, current: Collection[str] |
         "completeness": residual_figure(data),
         "advice": completeness_advice(data),
         "reference": reference(),
-        "settings": yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        "settings": write_yaml(config.model_dump(mode="json")),
         "identity": list(_flat(data.store.identity)) if data.store else [],
         "stages": data.stages,
         "left_out": [stage for stage in RESULTS if stage in data.left_out],

@@ -50,7 +50,7 @@ class Cohort:
     @property
     def work(self) -> int:
         """Arithmetic of their training, in numbers that are proportional to it."""
-        return sum(job.epochs * job.channels**2 for job in self.jobs)
+        return sum(job.epochs * (job.channels**2 if job.fitted else job.parameters) for job in self.jobs)
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,13 @@ def test_a_number_may_be_a_name(file: Path) -> None:
     assert load_config(file, ["--run.name", "2024"]).run.name == "2024"
 
 
+@pytest.mark.parametrize("name", ["0E0", "1e3", "12", "true", "no", "2024-01-01", "null", "~"])
+def test_a_name_that_looks_like_something_else_stays_a_name(name: str, tmp_path: Path) -> None:
+    config = parse_config({**MINIMAL, "run": {"directory": "/somewhere", "name": name}})
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml").run.name == name
+
+
 def test_saved_config_can_be_moved_with_its_folder(file: Path, tmp_path: Path) -> None:
     config = load_config(file, ["--model.weights", str(tmp_path / "w.safetensors")])
     save_config(config, file)

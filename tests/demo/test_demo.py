@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.sae_remedies import compare
+from codec_dist.config import load_config
 from codec_dist.store import ContributionStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -44,6 +46,18 @@ def test_the_last_layers_sae_explains_held_out_contributions(demo: Path) -> None
     selected = json.loads((demo / "sae" / "selected.json").read_text())
     metrics = json.loads((demo / "sae" / selected["blocks.5"]["contribution-positive"] / "metrics.json").read_text())
     assert metrics["evaluate"]["ev"] >= 0.7
+
+
+def test_remedies_keep_the_modes_of_stsae_on_activations_alive(demo: Path) -> None:
+    bare, remedied = compare(
+        load_config(demo / "config.yaml"),
+        ["blocks.3"],
+        ["narrow and fast", "… initial_l0, resampling"],
+        "activation-positive",
+    )
+    assert remedied.ev >= 0.6
+    assert remedied.ev >= bare.ev + 0.2
+    assert remedied.alive >= 2 * bare.alive
 
 
 def test_ablating_a_classs_channels_hurts_it_more_than_random_ones_do(demo: Path) -> None:

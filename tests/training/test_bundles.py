@@ -13,7 +13,8 @@ ROOT = Path("sae")
 
 def job(name: str, layer: str = "a", architecture: str = "topk", channels: int = 4, **settings: Any) -> SaeJob:
     asked = TrainingSettings(**{"epochs": 10, **settings})
-    return SaeJob(layer, "q", channels, architecture, {}, asked, 0, f"{name:0<12}")
+    options = {"k": 1} if architecture == "topk" else {}
+    return SaeJob(layer, "q", channels, architecture, options, asked, 0, f"{name:0<12}")
 
 
 def names(cohorts: list[Cohort]) -> list[tuple[str, int]]:
