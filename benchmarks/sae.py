@@ -13,6 +13,8 @@ trains for one epoch after one to warm up:
   `torch.optim.Adam` as it comes, the loss fetched at every step. No AuxK, no counts of dead modes.
 - stack: `--together` SAEs of different seeds in one batched computation, as the bare loop.
 
+All of them keep freed memory in the process (`codec_dist.utils.keep_freed_memory`), as the trainer does.
+
 Prints a table for people and one JSON line for machines. Ratios are medians over the rounds of bare's time over that
 of a contender in the same round (`stack`: K times bare's), so 1 is as fast as bare and more is faster. Peak memory is
 that of a process which runs one contender once, less what it held before. The mixing of the streamed order is told
@@ -51,6 +53,7 @@ from codec_dist.training.plan import plan_jobs
 from codec_dist.training.rank import train_on_rank
 from codec_dist.training.ranks import Ranks
 from codec_dist.training.task import TrainingTask
+from codec_dist.utils import keep_freed_memory
 
 LAYER, QUANTITY = "layer", "contribution-positive"
 HELD_OUT = 64
@@ -60,6 +63,7 @@ NAMES = ("bare", "resident", "streamed", "research", "stack")
 
 def main() -> None:
     """Measure, print."""
+    keep_freed_memory()
     arguments = _arguments()
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:

@@ -18,8 +18,6 @@ from codec_dist.sae.scaling import channel_scales
 from codec_dist.utils import Registry
 
 Sign = Literal["positive", "negative", "net", "both"]
-# Bookkeeping that SAEs saved by earlier versions lack, and which may start anew.
-LATER_BUFFERS = ("samples_since_fired", "channel_scale")
 
 
 class Loss(NamedTuple):
@@ -120,10 +118,12 @@ class SparseAutoencoder(nn.Module):
         """How well held-out rows ([batch, channels], in stored units) are reconstructed, in eval mode."""
         training, found = self.training, ReconstructionMetrics()
         self.eval()
-        for rows in batches:
-            loadings = self.encode(rows)
-            found.update(rows, self.decode(loadings), loadings)
-        self.train(training)
+        try:
+            for rows in batches:
+                loadings = self.encode(rows)
+                found.update(rows, self.decode(loadings), loadings)
+        finally:
+            self.train(training)
         return found.result(self.dictionary.cpu())
 
     # ---- what an architecture defines
@@ -220,9 +220,8 @@ class SparseAutoencoder(nn.Module):
         dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
         if len(dtypes) == 1:
             sae.to(dtypes.pop())
-        fresh = sae.state_dict()
         try:
-            sae.load_state_dict({name: fresh[name] for name in LATER_BUFFERS if name in fresh} | state)
+            sae.load_state_dict(state)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise SaeError(f"the weights in {directory} do not fit its config.json: {reason}") from error

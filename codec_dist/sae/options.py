@@ -1,5 +1,6 @@
 """Options of architectures: frozen dataclasses that check the types of what a config gives them."""
 
+import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -97,6 +98,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(_fits(value, part) for part in parts)
     if origin is Sequence:
         return isinstance(value, tuple | list) and all(_fits(item, parts[0]) for item in value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
     # True is an int to Python, but not to a person.
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
@@ -109,5 +112,5 @@ def _describe(kind: Any) -> str:
         return " or ".join(dict.fromkeys(_describe(part) for part in parts))
     if origin is Sequence:
         return f"a list of {_describe(parts[0])}"
-    words = {int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+    words = {int: "a whole number", float: "a finite number", bool: "true or false", type(None): "null"}
     return words.get(kind, kind.__name__)

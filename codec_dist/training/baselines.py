@@ -68,7 +68,7 @@ def _finish(
         return
     seconds, numbers = round(time.monotonic() - started, 3), select.numbers(task.correlation_threshold)
     history = [{"epoch": 1, "samples": rows.fit_rows, "seconds": seconds, **numbers}]
-    training = {"epochs": 1, "fit_rows": rows.fit_rows, "seconds": seconds}
+    training = {"epochs": 1, "fit_rows": rows.fit_rows, "rows_in_memory": rows.resident, "seconds": seconds}
     save_finished(task, job, sae, parts, select, evaluated, history, training)
     if logbook:
         logbook.enter([Note.of(job, 1, numbers, select)])

@@ -66,7 +66,7 @@ def select_saes(
 def _read_metrics(folder: Path) -> dict[str, Any]:
     try:
         metrics: dict[str, Any] = read_json(folder / "metrics.json")
-        names = {"ev", "l0", "dead_fraction"}
+        names = {"ev", "l0", "dead_fraction", "frequency"}
         if not (names <= metrics["select"].keys() and {"layer", "quantity", "architecture"} <= metrics.keys()):
             raise KeyError("select")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

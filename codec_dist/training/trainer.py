@@ -1,5 +1,6 @@
 """From a store to trained SAEs: one Ray Train job for all of them."""
 
+import fcntl
 import shutil
 import signal
 import socket
@@ -32,6 +33,7 @@ from codec_dist.training.task import TrainingTask
 from codec_dist.utils import CodecError, Progress, absolute_location, hash_json, read_json, write_json_atomically
 
 FAILURE_FILE = "failure.json"
+LOCK_FILE = ".train.lock"
 SECONDS_BETWEEN_LOOKS = 0.5
 CPU_RANKS = 2
 
@@ -171,8 +173,6 @@ def _train(task: TrainingTask, cluster: ClusterSection) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    shutil.rmtree(task.scratch, ignore_errors=True)
-    task.scratch.mkdir(parents=True)
     ranks, with_gpus = _count_ranks(cluster)
     resources = {"CPU": task.threads} | ({"GPU": 1} if with_gpus else {})
     trainer = TorchTrainer(
@@ -187,16 +187,35 @@ def _train(task: TrainingTask, cluster: ClusterSection) -> None:
             worker_runtime_env={"env_vars": worker_environment(task.threads, int(with_gpus))},
         ),
     )
-    try:
-        with _progress(task), _interruptible():
-            trainer.fit()
-    except TrainingFailedError as error:
-        raise _explain(task, ranks, error) from error
-    else:
+    with _scratch(task):
+        try:
+            with _progress(task), _interruptible():
+                trainer.fit()
+        except TrainingFailedError as error:
+            raise _explain(task, ranks, error) from error
         if (message := _failure(task)) is not None:
             raise TrainingError(message)
-    finally:
+
+
+@contextmanager
+def _scratch(task: TrainingTask) -> Iterator[None]:
+    """An empty folder for files that live only while the training runs; one training at a time has it."""
+    task.scratch.parent.mkdir(parents=True, exist_ok=True)
+    with open(task.scratch.parent / LOCK_FILE, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TrainingError(
+                f"another training is at work in {task.directory}: wait until it ends, or choose another run.directory"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
         shutil.rmtree(task.scratch, ignore_errors=True)
+        task.scratch.mkdir()
+        try:
+            yield
+        finally:
+            shutil.rmtree(task.scratch, ignore_errors=True)
 
 
 def _rank_main(config: dict[str, Any]) -> None:
@@ -303,7 +322,8 @@ def _explain(task: TrainingTask, ranks: int, error: Exception) -> TrainingError:
     if (message := _failure(task)) is not None:
         return TrainingError(message)
     causes = [str(cause) for cause in getattr(error, "worker_failures", {}).values()] or [str(error)]
-    last_line = [line for line in causes[0].splitlines() if line.strip()][-1].strip()
+    lines = [line.strip() for line in causes[0].splitlines() if line.strip()]
+    last_line = lines[-1] if lines else type(error).__name__
     return TrainingError(f"training on {ranks} ranks failed: {last_line}; what was reached is kept, start it again")
 
 

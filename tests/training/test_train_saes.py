@@ -1,5 +1,6 @@
 """All of it under Ray Train, and faults that a user can mend."""
 
+import fcntl
 import json
 import math
 import os
@@ -186,6 +187,30 @@ def test_more_ranks_than_the_cluster_holds_are_refused(
 ) -> None:
     with pytest.raises(TrainingError, match=r"99 ranks .* do not fit in a cluster with 4 CPUs"):
         train(make_run(), make_groups(), training_workers=99)
+
+
+@pytest.mark.ray
+def test_a_second_training_in_the_same_run_is_refused_and_harms_nothing(
+    make_run: Callable[..., Path], make_groups: Groups, ray_cluster: object
+) -> None:
+    run = make_run()
+    working = run / "sae/.train/0-progress.json"
+    working.parent.mkdir(parents=True)
+    working.write_text("{}")
+    with open(run / "sae/.train.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(TrainingError, match="another training is at work in"):
+            train(run, make_groups())
+    assert working.exists()
+
+
+def test_dividing_a_dictionary_over_ranks_that_do_not_meet_is_refused(
+    make_run: Callable[..., Path], make_groups: Groups
+) -> None:
+    group = make_groups()[0]
+    divided = group.model_copy(update={"training": group.training.model_copy(update={"divide": True})})
+    with pytest.raises(TrainingError, match=r"training\.divide .* sae\.spread bundles"):
+        train(make_run(), (divided,), "bundles")
 
 
 @pytest.mark.parametrize(
