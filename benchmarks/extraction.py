@@ -61,7 +61,7 @@ CASES: dict[str, dict[str, Any]] = {
     "minimal": {
         "model": {"spec": "module:benchmarks.nets:minimal", "options": {"stride": 16}}, "image_format": "jpg",
         "size": 224, "channels": 3, "attribution": GRADIENT | {"layers": ["second"], "microbatch": 32},
-        "count": 3000, "floor": "reading",
+        "count": 10_000, "floor": "reading",
     },
     "minimal64": {
         "model": {"spec": "module:benchmarks.nets:minimal", "options": {"stride": 4}},

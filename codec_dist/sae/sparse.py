@@ -61,15 +61,23 @@ class _Strongest(torch.autograd.Function):
         rows, modes, values = ctx.saved_tensors
         passed = (gradients[0] * (values > 0)).flatten(0, -2)
         numbers = _numbered(modes, ctx.modes).flatten(0, -2)
-        total = ctx.modes * math.prod(modes.shape[:-2])
-        flat = rows.flatten(0, -2)
-        encoder, offset = flat.new_zeros(total, rows.shape[-1]), flat.new_zeros(total)
-        for number in range(numbers.shape[1]):  # one by one, so that memory stays that of a batch
-            own, gradient = numbers[:, number], passed[:, number]
-            encoder.index_add_(0, own, flat * gradient.unsqueeze(1))
-            offset.index_add_(0, own, gradient)
         shape = (*modes.shape[:-2], ctx.modes)
+        encoder = _sums_by_mode(passed, numbers, rows.flatten(0, -2), math.prod(shape))
+        offset = passed.new_zeros(math.prod(shape)).scatter_add_(0, numbers.flatten(), passed.flatten())
         return offset.view(shape), None, encoder.view(*shape, rows.shape[-1]), None
+
+
+def _sums_by_mode(
+    weights: Float[Tensor, "batch k"],
+    numbers: Int[Tensor, "batch k"],
+    vectors: Float[Tensor, "batch channels"],
+    total: int,
+) -> Float[Tensor, "total channels"]:
+    """For each of ``total`` modes Σ weights[b, j] · vectors[b] over all (b, j) with that number, in order."""
+    flat = numbers.flatten()
+    order, counts = flat.argsort(stable=True), torch.bincount(flat, minlength=total)
+    rows, starts = order // numbers.shape[1], counts.cumsum(0) - counts
+    return embedding_bag(rows, vectors, starts, per_sample_weights=weights.flatten()[order], mode="sum")
 
 
 def _numbered(modes: Tensor, total: int) -> Tensor:
