@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -9,6 +10,9 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["WANDB_MODE"] = "offline"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.pop("RAY_ADDRESS", None)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what runs in the background so; the programs under test are to be interruptible in any case.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Test processes share the cores; threads that wait for each other in each of them would only take turns.
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -129,7 +129,8 @@ class BundleTraining:
         job = member.job
         sae = build(job.architecture, job.options, job.channels, seed=job.derived_seed("weights"))
         assert isinstance(sae, TrainedAutoencoder)
-        device = torch.device("cpu") if self._settings.divide else self._ranks.device
+        divided = self._settings.divide and self._ranks.size > 1
+        device = torch.device("cpu") if divided else self._ranks.device
         sae.to(device, getattr(torch, self._task.dtype))
         sae.sign = sign_of(job.quantity)
         sae.train()

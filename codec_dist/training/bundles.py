@@ -8,6 +8,8 @@ from codec_dist.training.plan import SaeJob
 from codec_dist.training.resume import SavedCohort, state_path
 
 Key = tuple[str, str]
+# Layer and quantity, and whether every rank holds all of their rows.
+Source = tuple[Key, bool]
 # Of the free memory six tenths are for rows (codec_dist.training.memory) and most of the rest for weights.
 WEIGHTS_TO_ROWS = 0.6
 
@@ -36,6 +38,11 @@ class Cohort:
     def divided(self) -> bool:
         """Whether their dictionaries are spread over the ranks."""
         return self.jobs[0].settings.divide
+
+    @property
+    def source(self) -> Source:
+        """The rows that each rank needs."""
+        return self.key, self.divided
 
     @property
     def fitted(self) -> bool:
@@ -115,8 +122,8 @@ def _state_of(members: Sequence[SaeJob], directory: Path) -> Path:
 
 def make_bundles(
     cohorts: Sequence[Cohort],
-    bytes_by_key: Mapping[Key, int],
-    resident: Mapping[Key, bool],
+    bytes_of: Mapping[Source, int],
+    resident: Mapping[Source, bool],
     bytes_for_rows: int,
     *,
     bytes_per_parameter: int = 0,
@@ -137,10 +144,10 @@ def make_bundles(
     for members in alike.values():
         together: list[Cohort] = []
         for cohort in members:
-            if not resident[cohort.key]:
+            if not resident[cohort.source]:
                 bundles.append(Bundle((cohort,), resident=False))
                 continue
-            rows = sum(bytes_by_key[key] for key in {one.key for one in [*together, cohort]})
+            rows = sum(bytes_of[source] for source in {one.source for one in [*together, cohort]})
             weights = bytes_per_parameter and bytes_per_parameter * sum(one.parameters for one in [*together, cohort])
             if together and (rows > bytes_for_rows or weights > WEIGHTS_TO_ROWS * bytes_for_rows):
                 bundles.append(Bundle(tuple(together), resident=True))

@@ -133,7 +133,7 @@ def evaluate(
     for sae, (metrics, correlations) in zip(saes, first, strict=True):
         silent = sae.samples_since_fired.double().cpu() if isinstance(sae, TrainedAutoencoder) else None
         with_classes = correlations.result() if classes else None
-        # Coherence compares all modes with each other, which a GPU does a hundred times faster.
+        # Where the SAE is: coherence compares all modes with each other.
         report = metrics.result(sae.dictionary)
         found.append(Evaluation.of(report, sae.dictionary.cpu(), with_classes, silent))
     return found

@@ -102,8 +102,8 @@ class _Work:
         self, cohorts: Sequence[Cohort], logbook: Logbook | Spool | None, after_bundle: Callable[[], None]
     ) -> None:
         """Train bundle after bundle."""
-        sizes = {cohort.key: self._of(cohort.key, whole=cohort.divided).bytes for cohort in cohorts}
-        resident = {cohort.key: self._is_resident(cohort, sizes[cohort.key]) for cohort in cohorts}
+        sizes = {cohort.source: self._of(cohort.key, whole=cohort.divided).bytes for cohort in cohorts}
+        resident = {cohort.source: self._is_resident(cohort, sizes[cohort.source]) for cohort in cohorts}
         advance = logbook.epochs.advance if logbook else _ignore
         size = COPIES_OF_WEIGHTS * getattr(torch, self._task.dtype).itemsize
         bundles = make_bundles(

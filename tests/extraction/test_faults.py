@@ -19,6 +19,7 @@ import pytest
 
 from codec_dist.config import Config, save_config
 from codec_dist.store import ContributionStore, Ledger, verify_store
+from codec_dist.tracking import read_metrics
 
 MakeConfig = Callable[..., Config]
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -103,7 +104,7 @@ def cluster() -> Iterator[FaultyCluster]:
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_worker_prestart": "0",
-        # Actors find the hungry model here.
+        # Actors find the hungry and the slow model here.
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
         # Ray then takes 127.0.0.1 for what it is.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -253,6 +254,23 @@ def test_all_nodes_are_killed_and_others_join(
         outcome = driver.end()
     assert outcome[:3] == ["summary", "6", "0"]
     assert int(outcome[4]) >= 1
+    assert _digest(config) == quiet
+
+
+def test_a_node_that_joins_is_used(cluster: FaultyCluster, make: MakeConfig, quiet: str, tmp_path: Path) -> None:
+    config = make(tmp_path, model={"spec": "module:slow_classifier:slow_classifier"})
+    cluster.order("kill")
+    with _run(config, cluster, waits_after=0) as driver:
+        driver.wait_for_shards(1)
+        assert len(cluster.actors()) == 1
+        cluster.order("add")
+        driver.go_on()
+        outcome = driver.end()
+    assert outcome == ["summary", "6", "0", "0", "0"]
+    (actors,) = [entry["table"] for entry in read_metrics(tmp_path / "metrics.jsonl") if "table" in entry]
+    shards = [row[actors["columns"].index("shards")] for row in actors["rows"]]
+    assert len(shards) == 2
+    assert min(shards) >= 1
     assert _digest(config) == quiet
 
 

@@ -46,7 +46,7 @@ def test_what_was_saved_together_goes_on_together_even_if_finished() -> None:
 
 def test_layers_are_bundled_while_their_rows_fit() -> None:
     cohorts = make_cohorts([job(name, layer=name) for name in "1234"], [False] * 4, [], ROOT)
-    sizes = {cohort.key: size for cohort, size in zip(cohorts, (40, 70, 200, 50), strict=True)}
+    sizes = {cohort.source: size for cohort, size in zip(cohorts, (40, 70, 200, 50), strict=True)}
     resident = {key: size <= 120 for key, size in sizes.items()}
     bundles = make_bundles(cohorts, sizes, resident, 120)
     found = [("".join(one.key[0] for one in bundle.cohorts), bundle.resident) for bundle in bundles]
@@ -57,7 +57,7 @@ def test_layers_are_bundled_while_their_rows_fit() -> None:
 def test_layers_are_bundled_while_their_weights_fit_beside_the_rows() -> None:
     jobs = [job(name, layer=name) for name in "123"]
     cohorts = make_cohorts(jobs, [False] * 3, [], ROOT)
-    sizes = {cohort.key: 10 for cohort in cohorts}
+    sizes = {cohort.source: 10 for cohort in cohorts}
     for times, expected in ((2.5, ["12", "3"]), (1.5, ["1", "2", "3"]), (0.5, ["1", "2", "3"])):
         budget = int(times * 4 * jobs[0].parameters / 0.6)
         bundles = make_bundles(cohorts, sizes, dict.fromkeys(sizes, True), budget, bytes_per_parameter=4)
