@@ -57,7 +57,7 @@ class Cohort:
     @property
     def work(self) -> int:
         """Arithmetic of their training, in numbers that are proportional to it."""
-        return sum(job.epochs * (job.channels**2 if job.fitted else job.parameters) for job in self.jobs)
+        return sum(job.work for job in self.jobs)
 
 
 @dataclass(frozen=True)
@@ -159,14 +159,45 @@ def make_bundles(
 
 
 def hand_out(cohorts: Sequence[Cohort], ranks: int) -> list[list[Cohort]]:
-    """A list of cohorts for each rank: each layer and quantity whole, those with most work first, to the freest."""
+    """A list of cohorts for each rank, the largest portion first, to the freest.
+
+    Each layer and quantity is a portion, so that its rows are read once. Where ranks outnumber them, the largest are
+    divided: between cohorts, or between the SAEs of one that has not begun.
+    """
     by_key: dict[Key, list[Cohort]] = {}
     for cohort in cohorts:
         by_key.setdefault(cohort.key, []).append(cohort)
+    portions = list(by_key.values())
+    while len(portions) < ranks and (divisible := [one for one in portions if _is_divisible(one)]):
+        largest = max(divisible, key=_work)
+        portions.remove(largest)
+        portions += _halves(largest)
     shares: list[list[Cohort]] = [[] for _ in range(ranks)]
-    work = [0] * ranks
-    for members in sorted(by_key.values(), key=lambda members: -sum(one.work for one in members)):
-        freest = work.index(min(work))
-        shares[freest] += members
-        work[freest] += sum(one.work for one in members)
+    for portion in sorted(portions, key=lambda portion: -_work(portion)):
+        freest = min(shares, key=_work)
+        freest += portion
     return shares
+
+
+def _work(cohorts: Sequence[Cohort]) -> int:
+    return sum(cohort.work for cohort in cohorts)
+
+
+def _is_divisible(portion: Sequence[Cohort]) -> bool:
+    first = portion[0]
+    return len(portion) > 1 or (len(first.jobs) > 1 and first.saved is None)
+
+
+def _halves(portion: Sequence[Cohort]) -> list[list[Cohort]]:
+    """Two parts of about equal work, each in the order that it was in."""
+    if len(portion) > 1:
+        place = _middle([cohort.work for cohort in portion])
+        return [list(portion[:place]), list(portion[place:])]
+    jobs, folder = portion[0].jobs, portion[0].state.parent
+    place = _middle([job.work for job in jobs])
+    return [[Cohort(some, state_path(folder, [job.identity for job in some]))] for some in (jobs[:place], jobs[place:])]
+
+
+def _middle(work: Sequence[int]) -> int:
+    """Where to cut so that both sides have something, and about equally much."""
+    return min(range(1, len(work)), key=lambda place: abs(sum(work[:place]) - sum(work[place:])))

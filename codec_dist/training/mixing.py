@@ -50,7 +50,7 @@ def mixed_batches(
     left = rows - capacity
     vacant: Int[Tensor, "slots"] = torch.empty(0, dtype=torch.int64)
     while left:
-        slots = torch.from_numpy(random.choice(capacity, batch_size, replace=False)).to(reservoir.device)
+        slots = send(torch.from_numpy(random.choice(capacity, batch_size, replace=False)), reservoir.device)
         yield reservoir.index_select(0, slots[share(batch_size)])
         count = min(left, batch_size)
         stream.put(reservoir, slots[:count])
@@ -58,6 +58,11 @@ def mixed_batches(
     held = np.setdiff1d(np.arange(capacity), vacant.cpu().numpy())
     for slots in torch.from_numpy(random.permutation(held)).to(reservoir.device).split(batch_size):
         yield reservoir.index_select(0, slots[share(len(slots))])
+
+
+def send(tensor: Shaped[Tensor, "..."], device: torch.device) -> Shaped[Tensor, "..."]:
+    """A tensor of the host on ``device``; a GPU gets it without being waited for."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def mixing_quality(pieces: Int[np.ndarray, "rows"], span: int) -> float:

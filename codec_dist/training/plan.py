@@ -83,6 +83,11 @@ class SaeJob:
             sae = build(self.architecture, self.options, self.channels)
         return sum(parameter.numel() for parameter in sae.parameters())
 
+    @property
+    def work(self) -> int:
+        """Arithmetic of the training, in numbers that are proportional to it."""
+        return self.epochs * (self.channels**2 if self.fitted else self.parameters)
+
     def derived_seed(self, *purpose: int | str) -> int:
         """A seed for one purpose that no other SAE or purpose shares."""
         return derive_seed(self.seed, self.digest, *purpose)

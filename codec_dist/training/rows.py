@@ -12,7 +12,7 @@ from torch import Tensor
 
 from codec_dist.store import ContributionStore
 from codec_dist.training.errors import TrainingError
-from codec_dist.training.mixing import mixed_batches, permutation
+from codec_dist.training.mixing import mixed_batches, permutation, send
 from codec_dist.training.parts import Parts
 from codec_dist.training.ranks import Ranks
 from codec_dist.utils import derive_seed
@@ -192,7 +192,7 @@ class LayerRows:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self._dtype)
 
     def _on_device(self, values: np.ndarray) -> Float[Tensor, "rows channels"]:
-        return self._tensor(values).to(self._ranks.device)
+        return send(self._tensor(values), self._ranks.device)
 
     def _refuse_values(self, rows: np.ndarray, values: Tensor) -> None:
         row, channel = (~values.isfinite()).nonzero()[0].tolist()

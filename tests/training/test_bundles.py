@@ -70,3 +70,18 @@ def test_ranks_get_whole_layers_the_largest_first() -> None:
     shares = hand_out(make_cohorts(jobs, [False] * 5, [], ROOT), 2)
     assert ["".join(one.jobs[0].digest[0] for one in share) for share in shares] == ["34", "152"]
     assert hand_out([], 3) == [[], [], []]
+
+
+def test_where_ranks_outnumber_layers_a_layer_is_divided() -> None:
+    jobs = [job(name, layer="a") for name in "1234"] + [job("5", layer="b"), job("6", layer="b", batch_size=9)]
+    shares = hand_out(make_cohorts(jobs, [False] * 6, [], ROOT), 5)
+    found = [["".join(one.digest[0] for one in cohort.jobs) for cohort in share] for share in shares]
+    assert sorted(found) == [["1"], ["2"], ["34"], ["5"], ["6"]]
+    assert len({cohort.state for share in shares for cohort in share}) == 5
+
+
+def test_what_was_saved_together_is_not_divided_among_ranks() -> None:
+    jobs = [job(name) for name in "12"]
+    saved = [SavedCohort(ROOT / "x", 4, tuple(one.identity for one in jobs))]
+    shares = hand_out(make_cohorts(jobs, [False] * 2, saved, ROOT), 2)
+    assert sorted(map(len, shares)) == [0, 1]
