@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from codec_dist.sae import ARCHITECTURES, SaeError, SparseAutoencoder, StsaeAutoencoder, TopKAutoencoder, build
+from codec_dist.sae import ARCHITECTURES, SaeError, SparseAutoencoder, StsaeAutoencoder, build
 
 EXAMPLES = [
     ("topk", {"expansion": 2, "k": 3}),
@@ -58,13 +58,14 @@ def test_initial_weights_depend_on_the_seed_alone(name: str, options: dict[str, 
     assert not torch.equal(first["decoder"], other["decoder"])
 
 
-def test_an_sae_without_later_bookkeeping_is_read_as_new(saved: Path) -> None:
-    state = load_file(saved / "model.safetensors")
-    del state["samples_since_fired"]
-    save_file(state, saved / "model.safetensors")
-    loaded = SparseAutoencoder.load(saved)
-    assert isinstance(loaded, TopKAutoencoder)
-    assert not loaded.samples_since_fired.any()
+@pytest.mark.parametrize("name", ["samples_since_fired", "decoder", "channel_scale"])
+def test_weights_without_one_of_their_tensors_are_refused(name: str, tmp_path: Path) -> None:
+    build("topk", {"modes": 9, "k": 2, "scaling": "per_channel"}, channels=4).save(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    del state[name]
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(SaeError, match=f"do not fit its config.json: .*{name}"):
+        SparseAutoencoder.load(tmp_path)
 
 
 def test_every_architecture_is_registered() -> None:
