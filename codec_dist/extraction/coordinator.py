@@ -166,11 +166,11 @@ class Coordinator:
     def _give_next(self, actor: _Actor) -> None:
         if any(pending.suspect for pending in actor.in_flight.values()):
             return
-        others = {other.serial for other in self._actors if other is not actor and other.starting is None}
+        others = {other.serial for other in self._actors if other is not actor and other.placing is None}
         for pending in self._queue:
             if pending.suspect and actor.in_flight:
                 continue
-            # A shard that failed here waits for another actor, if there is one.
+            # A shard that failed here waits for another actor, if there is one, also while that loads the model.
             if actor.serial not in pending.tried_by or not others - pending.tried_by:
                 break
         else:

@@ -210,19 +210,21 @@ def test_corrupt_shard_is_tried_on_two_actors_reported_and_skipped(
 ) -> None:
     monkeypatch.setattr(sys.modules["codec_dist.extraction.extract"], "Coordinator", Watched)
     shards = shutil.copytree(packed, tmp_path / "shards")
-    tar = shards / "digits-000001.tar"
+    # The last one, when both actors are at work.
+    tar = shards / "digits-000005.tar"
     whole = tar.read_bytes()
     # A header in the middle, at the same length: only reading the tar can tell.
     middle = len(whole) // 2 // 512 * 512
     tar.write_bytes(whole[:middle] + b"\xff" * 4096 + whole[middle + 4096 :])
-    config = make_config(data={"shards": str(shards)}, cluster={"actors": 2, "attempts": 2})
-    with pytest.raises(ExtractionError, match=r"1 of 6 shards could not be done: digits-000001\.tar: ") as failure:
+    slow = {"method": {"name": "integrated_gradients", "options": {"steps": 150}}, "layers": ["blocks.5"]}
+    config = make_config(data={"shards": str(shards)}, attribution=slow, cluster={"actors": 2, "attempts": 2})
+    with pytest.raises(ExtractionError, match=r"1 of 6 shards could not be done: digits-000005\.tar: ") as failure:
         extract(config)
     assert "\n" not in str(failure.value)
-    assert set(Ledger(_store(config).path).done()) == {0, 2, 3, 4, 5}
+    assert set(Ledger(_store(config).path).done()) == {0, 1, 2, 3, 4}
     assert Watched.most_in_flight == 2
-    assert Watched.failed_on.keys() == {1}
-    assert len(set(Watched.failed_on[1])) == 2
+    assert Watched.failed_on.keys() == {5}
+    assert len(set(Watched.failed_on[5])) == 2
     tar.write_bytes(whole)
     summary = extract(config)
     assert (summary.shards_done, summary.shards_skipped) == (1, 5)

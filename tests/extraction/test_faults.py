@@ -258,7 +258,7 @@ def test_all_nodes_are_killed_and_others_join(
 
 
 def test_a_node_that_joins_is_used(cluster: FaultyCluster, make: MakeConfig, quiet: str, tmp_path: Path) -> None:
-    config = make(tmp_path, model={"spec": "module:slow_classifier:slow_classifier"})
+    config = make(tmp_path, model={"spec": "module:slow_classifier:slow_classifier"}, cluster={"actors": None})
     cluster.order("kill")
     with _run(config, cluster, waits_after=0) as driver:
         driver.wait_for_shards(1)
