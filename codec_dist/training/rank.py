@@ -102,7 +102,9 @@ class _Work:
         self, cohorts: Sequence[Cohort], logbook: Logbook | Spool | None, after_bundle: Callable[[], None]
     ) -> None:
         """Train bundle after bundle."""
-        sizes = {cohort.source: self._of(cohort.key, whole=cohort.divided).bytes for cohort in cohorts}
+        sources = dict.fromkeys(cohort.source for cohort in cohorts)
+        # Shares of ranks may differ by a row, but all must come to the same decisions.
+        sizes = {source: max(self._ranks.gather(self._of(source[0], whole=source[1]).bytes)) for source in sources}
         resident = {cohort.source: self._is_resident(cohort, sizes[cohort.source]) for cohort in cohorts}
         advance = logbook.epochs.advance if logbook else _ignore
         size = COPIES_OF_WEIGHTS * getattr(torch, self._task.dtype).itemsize
