@@ -87,7 +87,7 @@ class Footprint:
     def recycled(self, device: torch.device) -> int | None:
         """Images at once, at least one, whose tensors' memory can be used again; None: any number."""
         limit = RECYCLED_BYTES.get(device.type)
-        return limit and max(1, limit // self.widest)
+        return limit and max(1, limit // max(1, self.widest))
 
 
 def evenly(images: int, largest: int | None) -> int:

@@ -38,7 +38,7 @@ _Dumper.add_implicit_resolver(*_FLOAT_RESOLVER)
 
 
 def write_yaml(values: Any) -> str:
-    """Values as a YAML text that :func:`read_yaml` reads as the same, whichever version a reader follows."""
+    """Values as a YAML text that :func:`read_yaml` reads as the same."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 

@@ -20,7 +20,7 @@ class Group:
         return tensor.unsqueeze(0)
 
     def broadcast(self, tensor: Shaped[Tensor, "..."], rank: int) -> Shaped[Tensor, "..."]:
-        """The tensor of process ``rank``; the others' say only what it is like. Not differentiable."""
+        """The tensor of process ``rank``, which overwrites the others' (contiguous ones). Not differentiable."""
         return tensor
 
     def sum(self, tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:

@@ -173,18 +173,27 @@ class ReconstructionMetrics:
 
 def coherence(dictionary: Float[Tensor, "modes channels"]) -> float:
     """The largest |cosine| between two different rows ≠ 0; NaN with fewer than two such rows."""
-    vectors = dictionary.detach().double()
+    # Block by block, so that there is no second dictionary in float64.
+    blocks = dictionary.detach().split(COHERENCE_BLOCK)
+    largest, count = 0.0, 0
+    for place, block in enumerate(blocks):
+        some = _unit(block)
+        count += len(some)
+        # Cosines are the same both ways: blocks before this one have been compared with it.
+        for other in blocks[place:]:
+            cosines = (some @ _unit(other).T).abs_()
+            if other is block:
+                cosines.fill_diagonal_(0)
+            if cosines.numel():
+                largest = max(largest, cosines.max().item())
+    return largest if count > 1 else math.nan
+
+
+def _unit(vectors: Float[Tensor, "vectors channels"]) -> Float[Tensor, "nonzero channels"]:
+    """Rows ≠ 0 in float64, divided by their norms."""
+    vectors = vectors.double()
     norms = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    vectors = (vectors / norms)[norms[:, 0] > 0]
-    if len(vectors) < 2:
-        return math.nan
-    largest = 0.0
-    for start in range(0, len(vectors), COHERENCE_BLOCK):
-        # Cosines are the same both ways: rows before the block have been compared with it.
-        block = (vectors[start : start + COHERENCE_BLOCK] @ vectors[start:].T).abs_()
-        block.fill_diagonal_(0)
-        largest = max(largest, block.max().item())
-    return largest
+    return (vectors / norms)[norms[:, 0] > 0]
 
 
 def _hoyer(vectors: Float[Tensor, "vectors width"]) -> Float[Tensor, "vectors"]:

@@ -38,7 +38,9 @@ class ProcessGroup(Group):
         return torch.stack(received).to(tensor.dtype)
 
     def broadcast(self, tensor: Shaped[Tensor, "..."], rank: int) -> Shaped[Tensor, "..."]:
-        sent = tensor.detach().clone(memory_format=torch.contiguous_format)
+        sent = tensor.detach()
+        if self.rank == rank:
+            sent = sent.clone(memory_format=torch.contiguous_format)
         self._dist.broadcast(sent, group=self._group, group_src=rank)
         return sent
 

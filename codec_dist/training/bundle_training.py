@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,7 +98,7 @@ class BundleTraining:
                     if leaving:
                         self._part_with(leaving, found, saes)
                     del saes
-                self._save_resume_states()
+                self._save_resume_states(leaving)
                 advance(members + skipped)
         if self._ranks.rank == 0:
             for cohort in self._bundle.cohorts:
@@ -143,10 +144,14 @@ class BundleTraining:
         except RuntimeError as error:
             raise TrainingError(
                 f"the resume state of {job.label} holds no {job.architecture} of {job.channels} channels and "
-                f"{sae.modes} modes: remove {member.cohort.saved and member.cohort.saved.path} to train from the start"
+                f"{sae.modes} modes: remove {self._path_of(member)} to train from the start"
             ) from error
         sae.scale = state.scale
         return sae
+
+    def _path_of(self, member: _Member) -> Path:
+        assert member.cohort.saved is not None
+        return member.cohort.saved.path
 
     def _arrange(
         self, saes: Sequence[TrainedAutoencoder], adam_states: Sequence[dict[str, torch.Tensor]] | None
@@ -276,13 +281,18 @@ class BundleTraining:
                 }
                 results = (selected[member], evaluation, member.history, training)
                 save_finished(self._task, member.job, by_member[member], self._parts, *results)
+        # Its memory is needed by the next one.
+        del self._lockstep
         pairs = [pair for pair in zip(self._members, states, strict=True) if pair[0] not in leaving]
         self._members = [member for member, _ in pairs]
         if self._members:
             self._arrange([by_member[member] for member in self._members], [state for _, state in pairs])
 
-    def _save_resume_states(self) -> None:
-        due = [cohort for cohort in self._bundle.cohorts if self._is_to_be_saved(cohort)]
+    def _save_resume_states(self, left: Sequence[_Member]) -> None:
+        """Where it is time, or some have ``left``: the others' arithmetic in a stack depends on when."""
+        remaining = {member.cohort.state for member in self._members}
+        left_behind = {member.cohort.state for member in left} & remaining
+        due = [cohort for cohort in self._bundle.cohorts if cohort.state in left_behind or self._is_to_be_saved(cohort)]
         if not due:
             return
         self._take_losses()

@@ -37,7 +37,7 @@ class Cohort:
     @property
     def divided(self) -> bool:
         """Whether their dictionaries are spread over the ranks."""
-        return self.jobs[0].settings.divide
+        return self.jobs[0].settings.divide and not self.fitted
 
     @property
     def source(self) -> Source:
@@ -158,17 +158,19 @@ def make_bundles(
     return bundles
 
 
-def hand_out(cohorts: Sequence[Cohort], ranks: int) -> list[list[Cohort]]:
+def hand_out(cohorts: Sequence[Cohort], ranks: int, of: int | None = None) -> list[list[Cohort]]:
     """A list of cohorts for each rank, the largest portion first, to the freest.
 
-    Each layer and quantity is a portion, so that its rows are read once. Where ranks outnumber them, the largest are
-    divided: between cohorts, or between the SAEs of one that has not begun.
+    Each layer and quantity is a portion, so that its rows are read once. Where ranks outnumber all of them (``of``,
+    default: those that are left), the largest are divided: between cohorts, or between the SAEs of one that has
+    not begun.
     """
     by_key: dict[Key, list[Cohort]] = {}
     for cohort in cohorts:
         by_key.setdefault(cohort.key, []).append(cohort)
     portions = list(by_key.values())
-    while len(portions) < ranks and (divisible := [one for one in portions if _is_divisible(one)]):
+    wanted = ranks if ranks > (len(portions) if of is None else of) else 0
+    while len(portions) < wanted and (divisible := [one for one in portions if _is_divisible(one)]):
         largest = max(divisible, key=_work)
         portions.remove(largest)
         portions += _halves(largest)

@@ -55,7 +55,7 @@ def _control_groups() -> Iterator[tuple[Path, GroupFiles]]:
     """The folder of every control group of memory that holds this process, and what its files are called."""
     for line in _read(MEMBERSHIP).splitlines():
         _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
+        if controllers and "memory" not in controllers.split(","):
             continue
         base, names = (CONTROL_GROUPS / "memory", VERSION_1) if controllers else (CONTROL_GROUPS, VERSION_2)
         folder = base / path.lstrip("/")
@@ -75,6 +75,6 @@ def _left_in(folder: Path, names: GroupFiles) -> int | None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="ascii")
+        return path.read_text(errors="replace")
     except OSError:
         return ""

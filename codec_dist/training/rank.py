@@ -24,7 +24,7 @@ from codec_dist.training.rows import LayerRows
 from codec_dist.training.sae_runs import runs_apart
 from codec_dist.training.spool import Spool, replay
 from codec_dist.training.task import TrainingTask
-from codec_dist.utils import keep_freed_memory
+from codec_dist.utils import hash_json, keep_freed_memory
 
 # Values, gradients, two moments, and a copy while SAEs are evaluated or saved.
 COPIES_OF_WEIGHTS = 5
@@ -48,13 +48,15 @@ def train_on_rank(task: TrainingTask, ranks: Ranks, after_bundle: Callable[[], N
         with _logbook(task, ranks, cohorts) as logbook:
             _Work(task, store, parts, ranks, budget).train(cohorts, logbook, after_bundle)
         return
-    mine = hand_out(cohorts, ranks.size)[ranks.rank]
+    mine = hand_out(cohorts, ranks.size, of=len({job.key for job in task.jobs}))[ranks.rank]
     with _logbook(task, ranks, cohorts) as logbook:
         teller = logbook or Spool(task.scratch, ranks.rank)
         hear = partial(replay, task.scratch, logbook) if logbook else _nothing
-        _Work(task, store, parts, ranks.alone(), budget).train(mine, teller, hear)
-        ranks.gather(None)  # until all are done
-        hear()
+        try:
+            _Work(task, store, parts, ranks.alone(), budget).train(mine, teller, hear)
+            ranks.gather(None)  # until all are done
+        finally:
+            hear()
         after_bundle()
 
 
@@ -112,22 +114,27 @@ class _Work:
             cohorts, sizes, resident, self._budget, bytes_per_parameter=size, join=not self._task.spread
         )
         for bundle in bundles:
-            first = bundle.cohorts[0]
-            self._make_room(bundle)
-            rows = {key: self._of(key, whole=first.divided) for key in bundle.keys}
-            if first.fitted:
-                source = rows[first.key] if bundle.resident else self._of(first.key, whole=True)
-                fit_baselines(self._task, first, rows[first.key], source, self._parts, self._ranks, logbook, advance)
-            else:
-                with _told_when_too_large(bundle):
-                    BundleTraining(self._task, bundle, rows, self._parts, self._ranks, logbook).run(advance)
+            with _told_when_too_large(bundle):
+                self._train_bundle(bundle, logbook, advance)
             if logbook:
                 logbook.epochs.show()
             after_bundle()
 
+    def _train_bundle(self, bundle: Bundle, logbook: Logbook | Spool | None, advance: Callable[[int], None]) -> None:
+        first = bundle.cohorts[0]
+        self._make_room(bundle)
+        rows = {key: self._of(key, whole=first.divided) for key in bundle.keys}
+        if first.fitted:
+            source = rows[first.key] if bundle.resident else self._of(first.key, whole=True)
+            fit_baselines(self._task, first, rows[first.key], source, self._parts, self._ranks, logbook, advance)
+        else:
+            BundleTraining(self._task, bundle, rows, self._parts, self._ranks, logbook).run(advance)
+
     def _is_resident(self, cohort: Cohort, needed: int) -> bool:
         folder = self._task.directory / "sae" / cohort.jobs[0].rows_folder
-        return decide_residency(folder, needed, self._budget, self._ranks, whole=cohort.divided)
+        rows = {marker.shard: marker.rows for marker in self._store.markers.values()}
+        rows_hash = hash_json([self._store.identity_hash, rows, self._parts.split_hash, self._task.dtype])
+        return decide_residency(folder, needed, self._budget, self._ranks, rows_hash=rows_hash, whole=cohort.divided)
 
     def _of(self, key: Key, *, whole: bool) -> LayerRows:
         """The rows of a layer and quantity; ``whole``: none of them left to other ranks."""

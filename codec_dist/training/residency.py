@@ -8,9 +8,11 @@ from codec_dist.training.ranks import Ranks
 from codec_dist.utils import read_json, write_json_atomically
 
 FILE = "rows.json"
+# Rows are loaded at first into six tenths of what is free; later into nine tenths if need be.
+SQUEEZE = 1.5
 
 
-def decide_residency(folder: Path, needed: int, free: int, ranks: Ranks, *, whole: bool) -> bool:
+def decide_residency(folder: Path, needed: int, free: int, ranks: Ranks, *, rows_hash: str, whole: bool) -> bool:
     """Whether all rows are to be in memory; the same on every rank.
 
     What was found when the first SAE on these rows began is kept in ``folder``, and holds from then on: a training
@@ -21,28 +23,31 @@ def decide_residency(folder: Path, needed: int, free: int, ranks: Ranks, *, whol
         needed: bytes of the rows that a rank has to hold.
         free: bytes that every rank has for rows.
         ranks: those that train together; all call this.
+        rows_hash: of the rows; what was kept for others says nothing.
         whole: whether every rank holds all rows, as divided dictionaries need them.
 
     Raises:
         TrainingError: rows that were in memory when the first SAE was trained on them, and do not fit now.
     """
     kind = "whole" if whole else "shared"
-    kept: dict[str, bool] = ranks.from_first(_read(folder) if ranks.rank == 0 else {})
+    kept: dict[str, bool] = ranks.from_first(_read(folder, rows_hash) if ranks.rank == 0 else {})
     if kind not in kept:
         kept = kept | {kind: needed <= free}
         if ranks.rank == 0:
-            write_json_atomically(folder / FILE, {"in_memory": kept})
-    if kept[kind] and needed > free:
+            write_json_atomically(folder / FILE, {"rows": rows_hash, "in_memory": kept})
+    if kept[kind] and needed > SQUEEZE * free:
         raise TrainingError(
             f"the rows of {folder} were in memory when training began, {needed:,} bytes, and now there is room for "
-            f"{free:,} on each rank: free memory, or remove {FILE} and resume-* there to stream them from the start"
+            f"{int(SQUEEZE * free):,} on each rank: free memory, or remove {FILE} and resume-* there to stream them "
+            "from the start"
         )
     return kept[kind]
 
 
-def _read(folder: Path) -> dict[str, bool]:
+def _read(folder: Path, rows_hash: str) -> dict[str, bool]:
     try:
-        found = read_json(folder / FILE)["in_memory"]
-        return {str(kind): bool(value) for kind, value in found.items()}
+        found = read_json(folder / FILE)
+        of_these = found["in_memory"] if found["rows"] == rows_hash else {}
+        return {str(kind): bool(value) for kind, value in of_these.items()}
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
         return {}

@@ -63,6 +63,9 @@ def save_cohort(path: Path, epoch: int, states: Mapping[str, ResumeState]) -> No
     """Write the states of SAEs that advance together, by identity, in one file: all or none.
 
     ``adam`` of a state must own its memory, as :meth:`Lockstep.states` gives it.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full.
     """
     tensors: dict[str, Tensor] = {}
     saes: list[dict[str, Any]] = []
@@ -74,7 +77,10 @@ def save_cohort(path: Path, epoch: int, states: Mapping[str, ResumeState]) -> No
         plain = {name: getattr(state, name) for name in ("scale", "loss", "rows", "history", "seconds")}
         saes.append({"identity": identity, **plain, "plateau": asdict(state.plateau), "stop": asdict(state.stop)})
     header = {"format": str(FORMAT), "epoch": str(epoch), "saes": json.dumps(saes)}
-    write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, header))
+    try:
+        write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, header))
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from error
 
 
 def find_cohorts(folder: Path) -> list[SavedCohort]:
@@ -118,7 +124,12 @@ def load_cohort(path: Path) -> tuple[int, dict[str, ResumeState]]:
 
 
 def remove_ended_states(folder: Path, is_finished: Callable[[Path], bool]) -> None:
-    """Remove the states in a folder of which every SAE is finished; those of other configs are kept."""
+    """Remove the states in a folder of which every SAE is finished; those of other configs are kept.
+
+    Also what a writer that was killed has left in parts, so nobody may be writing.
+    """
+    for left in (*folder.glob(f".{PATTERN}.*.partial"), *folder.glob(".tmp*")):
+        left.unlink(missing_ok=True)
     for state in find_cohorts(folder):
         if all(is_finished(folder / identity) for identity in state.identities):
             state.path.unlink(missing_ok=True)

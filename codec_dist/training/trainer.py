@@ -184,7 +184,10 @@ def _train(task: TrainingTask, cluster: ClusterSection) -> None:
             name="ray",
             storage_path=str(task.scratch),
             failure_config=FailureConfig(max_failures=cluster.attempts - 1),
-            worker_runtime_env={"env_vars": worker_environment(task.threads, int(with_gpus))},
+            # Ray Train works in a thread; memory that a thread frees is kept if all share one arena.
+            worker_runtime_env={
+                "env_vars": worker_environment(task.threads, int(with_gpus)) | {"MALLOC_ARENA_MAX": "1"}
+            },
         ),
     )
     with _scratch(task):
@@ -209,7 +212,7 @@ def _scratch(task: TrainingTask) -> Iterator[None]:
                 f"another training is at work in {task.directory}: wait until it ends, or choose another run.directory"
             ) from error
         except OSError:
-            pass  # a file system without locks
+            sys.stderr.write(f"train: cannot lock {lock.name}: see to it that no other training is at work there\n")
         shutil.rmtree(task.scratch, ignore_errors=True)
         task.scratch.mkdir()
         try:
