@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from digits_config import digits_values
 
 from codec_dist.config import Config, parse_config
 from codec_dist.shards import digits, pack
@@ -31,20 +32,11 @@ def make_config_in(packed: Path) -> MakeConfig:
         values: dict[str, dict[str, Any]] = {
             "run": {"directory": str(directory)},
             "data": {"shards": str(packed)},
-            "model": {
-                "spec": "module:codec_dist.demo.classifier:digits_classifier",
-                "weights": "none",
-                "preprocessing": {"size": 16, "channels": 1, "mean": [0.3], "std": [0.38]},
-            },
-            "attribution": {
-                "layers": ["blocks.3", "blocks.5"],
-                "method": {"name": "integrated_gradients", "options": {"steps": 2}},
-                "microbatch": 8,
-            },
+            "attribution": {"microbatch": 8},
             "cluster": {"actors": 1},
             "tracking": {"mode": "disabled"},
         }
-        return parse_config({key: values.get(key, {}) | sections.get(key, {}) for key in values | sections})
+        return parse_config(digits_values(values, sections))
 
     return make
 

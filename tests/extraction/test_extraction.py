@@ -2,14 +2,13 @@
 
 import io
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,47 +186,6 @@ def test_interrupted_run_resumes_and_leaves_finished_shards_alone(
     nothing = extract(config)
     assert (nothing.shards_done, nothing.shards_skipped, nothing.images_per_second) == (0, 6, 0.0)
     assert after == {path.name: path.stat().st_mtime_ns for path in ledger.glob("[0-9]*.json")}
-
-
-class Watched(Coordinator):
-    """Remembers how many shards an actor had at most, and which actors failed at a shard."""
-
-    most_in_flight = 0
-    failed_on: ClassVar[dict[int, list[int]]] = {}
-
-    def _collect(self) -> None:
-        Watched.most_in_flight = max([Watched.most_in_flight, *(len(actor.in_flight) for actor in self._actors)])
-        super()._collect()
-
-    def _count_failure(self, pending: Any, actor: Any, reason: str) -> None:
-        Watched.failed_on.setdefault(pending.number, []).append(actor.serial)
-        super()._count_failure(pending, actor, reason)
-
-
-@pytest.mark.slow
-def test_corrupt_shard_is_tried_on_two_actors_reported_and_skipped(
-    ray_cluster: Session, make_config: MakeConfig, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys.modules["codec_dist.extraction.extract"], "Coordinator", Watched)
-    shards = shutil.copytree(packed, tmp_path / "shards")
-    # The last one, when both actors are at work.
-    tar = shards / "digits-000005.tar"
-    whole = tar.read_bytes()
-    # A header in the middle, at the same length: only reading the tar can tell.
-    middle = len(whole) // 2 // 512 * 512
-    tar.write_bytes(whole[:middle] + b"\xff" * 4096 + whole[middle + 4096 :])
-    slow = {"method": {"name": "integrated_gradients", "options": {"steps": 150}}, "layers": ["blocks.5"]}
-    config = make_config(data={"shards": str(shards)}, attribution=slow, cluster={"actors": 2, "attempts": 2})
-    with pytest.raises(ExtractionError, match=r"1 of 6 shards could not be done: digits-000005\.tar: ") as failure:
-        extract(config)
-    assert "\n" not in str(failure.value)
-    assert set(Ledger(_store(config).path).done()) == {0, 1, 2, 3, 4}
-    assert Watched.most_in_flight == 2
-    assert Watched.failed_on.keys() == {5}
-    assert len(set(Watched.failed_on[5])) == 2
-    tar.write_bytes(whole)
-    summary = extract(config)
-    assert (summary.shards_done, summary.shards_skipped) == (1, 5)
 
 
 def _shards_with_bad_samples(folder: Path) -> Path:

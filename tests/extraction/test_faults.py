@@ -104,7 +104,7 @@ def cluster() -> Iterator[FaultyCluster]:
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_worker_prestart": "0",
-        # Actors find the hungry and the slow model here.
+        # Actors find the hungry and the meeting model here.
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
         # Ray then takes 127.0.0.1 for what it is.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -258,13 +258,19 @@ def test_all_nodes_are_killed_and_others_join(
 
 
 def test_a_node_that_joins_is_used(cluster: FaultyCluster, make: MakeConfig, quiet: str, tmp_path: Path) -> None:
-    config = make(tmp_path, model={"spec": "module:slow_classifier:slow_classifier"}, cluster={"actors": None})
+    for pipe in ("first", "second"):
+        os.mkfifo(tmp_path / pipe)
+    config = make(
+        tmp_path,
+        model={"spec": "module:meeting_classifier:meeting_classifier", "options": {"folder": str(tmp_path)}},
+        cluster={"actors": None, "attempts": 1, "shard_timeout_seconds": 150},
+    )
     cluster.order("kill")
-    with _run(config, cluster, waits_after=0) as driver:
-        driver.wait_for_shards(1)
+    with _run(config, cluster) as driver:
+        # The only actor is in its first shard, and stays in it until there is another.
+        assert (tmp_path / "first").read_bytes() == b""
         assert len(cluster.actors()) == 1
         cluster.order("add")
-        driver.go_on()
         outcome = driver.end()
     assert outcome == ["summary", "6", "0", "0", "0"]
     (actors,) = [entry["table"] for entry in read_metrics(tmp_path / "metrics.jsonl") if "table" in entry]

@@ -4,12 +4,12 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from digits_config import digits_values
 from safetensors.torch import save_file
 from wandb.proto import wandb_internal_pb2
 
@@ -23,25 +23,20 @@ from codec_dist.tracking.offline import read_payloads
 
 pytestmark = pytest.mark.ray
 
-VALUES: dict[str, Any] = {
-    "run": {"directory": "run", "name": "few digits"},
-    "data": {"shards": "shards", "limit": 420},
-    "model": {
-        "spec": "module:codec_dist.demo.classifier:digits_classifier",
-        "weights": "classifier.safetensors",
-        "preprocessing": {"size": 16, "channels": 1, "mean": [0.3], "std": [0.38]},
-    },
-    "attribution": {
-        "layers": ["blocks.4", "blocks.5"],
-        "method": {"name": "integrated_gradients", "options": {"steps": 2}},
-    },
-    "sae": {
-        "groups": [{"architecture": {"name": "topk", "options": {"modes": 16, "k": 2}}, "training": {"epochs": 4}}]
-    },
-    "interventions": {"percentages": [5, 50], "off_targets": 2, "random_draws": 2, "images_per_class": 4},
-    "visualization": {"modes": 2, "images": 2},
-    "cluster": {"training_workers": 1},
-}
+VALUES = digits_values(
+    {
+        "run": {"directory": "run", "name": "few digits"},
+        "data": {"shards": "shards", "limit": 420},
+        "model": {"weights": "classifier.safetensors"},
+        "attribution": {"layers": ["blocks.4", "blocks.5"]},
+        "sae": {
+            "groups": [{"architecture": {"name": "topk", "options": {"modes": 16, "k": 2}}, "training": {"epochs": 4}}]
+        },
+        "interventions": {"percentages": [5, 50], "off_targets": 2, "random_draws": 2, "images_per_class": 4},
+        "visualization": {"modes": 2, "images": 2},
+        "cluster": {"training_workers": 1},
+    }
+)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from digits_config import digits_values
 
 from codec_dist.cli import main
 from codec_dist.config import Choice, Config, SaeGroup, TrackingSection, TrainingSettings, parse_config, save_config
@@ -53,19 +54,10 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_config(run: Path, **sections: dict[str, Any]) -> Config:
     values: dict[str, dict[str, Any]] = {
         "run": {"directory": str(run)},
-        "model": {
-            "spec": "module:codec_dist.demo.classifier:digits_classifier",
-            "weights": "none",
-            "preprocessing": {"size": 16, "channels": 1, "mean": [0.3], "std": [0.38]},
-        },
-        "attribution": {
-            "layers": ["blocks.3", "blocks.5"],
-            "method": {"name": "integrated_gradients", "options": {"steps": 2}},
-        },
         "cluster": {"actors": 1},
         "tracking": {"mode": "disabled"},
     }
-    return parse_config(values | sections)
+    return parse_config(digits_values(values, sections))
 
 
 @pytest.fixture(scope="module")
