@@ -28,7 +28,7 @@ demo: $(INSTALLED)  ## The main job on real digits: images to report (OUT=DIR ch
 	$(BIN)/codec-dist demo --out "$(OUT)"
 
 test: lint  ## Lint, types, import contracts and tests (SLOW=1: the slow ones too)
-	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder $(MARKS)
+	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(MARKS)
 
 lint: $(INSTALLED)  ## Format and lint checks, types, and the borders between rooms
 	$(BIN)/ruff format --check .

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import tracemalloc
 import zlib
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from traced import peak_of
 
 from codec_dist.shards import ShardError, pack, read_parts, read_shard, shape_parts, shapes
 from codec_dist.shards.drawing import _cover
@@ -185,10 +185,7 @@ def test_packed_shapes_carry_their_table_of_parts(tmp_path):
 
 
 def test_packing_more_shapes_takes_hardly_more_memory(tmp_path):
-    peaks = []
-    for count in (3_000, 12_000):
-        tracemalloc.start()
-        pack(shapes(count, 8, 10)[0], tmp_path / str(count), samples_per_shard=500)
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
+    setup = "from codec_dist.shards import pack, shapes"
+    work = "pack(shapes(int(sys.argv[1]), 8, 10)[0], sys.argv[2], samples_per_shard=500)"
+    peaks = [peak_of(setup, work, count, tmp_path / str(count)) for count in (3_000, 12_000)]
     assert (peaks[1] - peaks[0]) / 9_000 < 150, "bytes per sample"
