@@ -10,6 +10,7 @@ from codec_dist.attribution.memory import is_out_of_memory
 from codec_dist.attribution.methods import METHODS, ActivationGradient, IntegratedGradients, Method, SmoothGradient
 from codec_dist.attribution.reductions import Reduction, make_reduction
 from codec_dist.attribution.results import AttributionResult, LayerResult, relative_residual
+from codec_dist.attribution.self_check import Optimizations
 from codec_dist.attribution.steps import StepsChoice, choose_steps
 from codec_dist.attribution.targets import (
     TARGETS,
@@ -49,6 +50,7 @@ __all__ = [
     "MeanImage",
     "Method",
     "NotFiniteError",
+    "Optimizations",
     "OutputSum",
     "Rank",
     "Reduction",

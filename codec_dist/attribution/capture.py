@@ -105,10 +105,15 @@ class Capture:
     gradient the graph begins at the chosen layers that are reached first, so that nothing is stored for
     the layers before. Under ``torch.no_grad`` hidden tensors are plain values. Do not use it under
     ``torch.inference_mode``.
+
+    Args:
+        model: the model.
+        layers: whose hidden tensors are handed out (reductions are ignored).
+        keep_inplace: let modules that work in place do so where that overwrites nothing watched.
     """
 
-    def __init__(self, model: nn.Module, layers: Iterable[LayerKey]) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, layers: Iterable[LayerKey], *, keep_inplace: bool = True) -> None:
+        self.model, self._keep_inplace = model, keep_inplace
         self.sites = tuple(dict.fromkeys(key.site for key in layers))
         self._hidden: dict[LayerKey, Tensor] = {}
         self._handed: dict[LayerKey, tuple[Tensor, int]] = {}
@@ -120,8 +125,8 @@ class Capture:
         if self._stack is not None:
             raise RuntimeError("this capture is open already: a capture cannot be used within itself")
         with ExitStack() as stack:
-            # Fresh memory costs more than a ReLU: modules work in place where that overwrites nothing watched.
-            stack.enter_context(borrowed(self.model, keep_inplace=True))
+            # Fresh memory costs more than a ReLU.
+            stack.enter_context(borrowed(self.model, keep_inplace=self._keep_inplace))
             stack.enter_context(edited(self.model, {site: partial(self._keep, site) for site in self.sites}))
             self._stack = stack.pop_all()
         return self
@@ -161,7 +166,7 @@ class Capture:
                 "choose a module that is called once"
             )
         if hidden.requires_grad:
-            kept = hidden.view_as(hidden)
+            kept = same_strides(hidden)
         elif torch.is_grad_enabled():
             kept = hidden.detach().requires_grad_()
         else:
@@ -181,6 +186,16 @@ class Capture:
 
     def _forget(self) -> None:
         self._hidden, self._handed = {}, {}
+
+
+def same_strides(tensor: Tensor) -> Tensor:
+    """The tensor as a node of its own in the graph, laid out in memory as it is.
+
+    ``view_as`` would give a batch of one image in channels_last other strides, of which torch's backward passes of
+    BatchNorm and convolutions compute wrong gradients.
+    """
+    aliased: Tensor = torch.ops.aten.alias(tensor)
+    return aliased
 
 
 def _edit_output(key: LayerKey, edit: Edit, module: nn.Module, inputs: Any, output: Any) -> Any:

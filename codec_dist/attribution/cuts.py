@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from codec_dist.attribution.capture import Capture
+from codec_dist.attribution.capture import Capture, same_strides
 from codec_dist.attribution.outputs import checked_output
 from codec_dist.models.layers import LayerKey
 
@@ -14,7 +14,7 @@ def find_cuts(capture: Capture, image: Float[Tensor, "one ..."]) -> dict[LayerKe
 
     One forward pass serves all sites: in its autograd graph, h becomes a leaf by not going past its node.
     """
-    start = image.detach().requires_grad_().view_as(image)
+    start = same_strides(image.detach().requires_grad_())
     output, hidden = capture(start)
     end = checked_output(output, image.shape[0]).grad_fn
     return {site: not _connected(end, start.grad_fn, without=tensor.grad_fn) for site, tensor in hidden.items()}

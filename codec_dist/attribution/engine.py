@@ -1,8 +1,11 @@
 """The engine: from a batch of images to contributions per channel of the chosen layers."""
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -10,11 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from codec_dist.attribution.batch import BatchTotals, LayerSettings, check_finite, explain
-from codec_dist.attribution.capture import Capture
+from codec_dist.attribution.capture import Capture, Captured
 from codec_dist.attribution.cuts import find_cuts
 from codec_dist.attribution.errors import AttributionError, require_whole
 from codec_dist.attribution.evaluation import Evaluation
-from codec_dist.attribution.folding import FoldPair, find_foldable, prepared, unwatched
+from codec_dist.attribution.folding import FoldPair, find_foldable, laid_out, prepared, unwatched
 from codec_dist.attribution.fused import can_fuse
 from codec_dist.attribution.memory import (
     FILL_BYTES,
@@ -26,8 +29,10 @@ from codec_dist.attribution.memory import (
     measure_image,
 )
 from codec_dist.attribution.methods import IntegratedGradients, Method
+from codec_dist.attribution.path_sums import fused_difference
 from codec_dist.attribution.reductions import make_reduction
 from codec_dist.attribution.results import AttributionResult, concatenate
+from codec_dist.attribution.self_check import Optimizations, SelfCheck, fastest_agreeing, two_images
 from codec_dist.attribution.steps import StepsChoice, choose_steps
 from codec_dist.attribution.targets import Target, TopK
 from codec_dist.models.layers import resolve_layers
@@ -37,7 +42,12 @@ Labels = Int[Tensor, "labels"]
 
 Finished = TypeVar("Finished")
 
+logger = logging.getLogger(__name__)
+
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# How far the fused kernel's contributions may be from plain operations', relative to their norm.
+FUSED_TOLERANCE = 1e-3
 
 # Images of the first batch on which `steps: auto` is settled.
 PROBE_IMAGES = 32
@@ -68,6 +78,11 @@ class Attributor:
             between; changes results by rounding, which ReLUs may magnify.
         channels_last: compute 2-d convolutions in that memory format, by default where the model has any and
             is not of float64; changes results by rounding.
+        optimizations: what makes this model faster and leaves its numbers as they are, where that was found out
+            before; then it is not looked at again, nor are the next two. By default it is found out at the first
+            call: what disagrees with the plain model beyond rounding is not used, and a warning is logged.
+        allow_random: explain a network that draws random numbers in evaluation mode.
+        allow_mixing: explain a network in which the images of a batch influence each other.
         autocast: ``bfloat16`` or ``float16``: compute in that type where autocast allows, sum in float32.
 
     Raises:
@@ -90,6 +105,9 @@ class Attributor:
         fold_batchnorm: bool = True,
         channels_last: bool = True,
         autocast: str | None = None,
+        optimizations: Optimizations | None = None,
+        allow_random: bool = False,
+        allow_mixing: bool = False,
     ) -> None:
         if microbatch is not None:
             require_whole("microbatch", microbatch, least=1)
@@ -108,14 +126,19 @@ class Attributor:
         # Images times points that pass together where no microbatch is given.
         self._fill = 1
         self._footprint = Footprint(0, 0, 0)
-        self._fold, self._channels_last, self._autocast = fold_batchnorm, channels_last, autocast
+        self._autocast = autocast
+        self._optimizations = optimizations or Optimizations(fold_batchnorm=fold_batchnorm, channels_last=channels_last)
+        self._checked = optimizations is not None
+        self._left_out: dict[str, str] = {}
+        self._allow_random, self._allow_mixing = allow_random, allow_mixing
         reductions = {key: make_reduction(model, key) for key in self.keys}
         self._settings = LayerSettings(reductions, activations, gradients)
-        self._capture = Capture(model, self.keys)
+        self._capture = Capture(model, self.keys, keep_inplace=self._optimizations.inplace)
         self._pairs: tuple[FoldPair, ...] = ()
         self._channels: dict[str, int] = {}
         _refuse_equal_names(self.targets)
-        _refuse_batch_statistics(model)
+        if not allow_mixing:
+            _refuse_batch_statistics(model)
 
     @property
     def target(self) -> Target:
@@ -145,6 +168,22 @@ class Attributor:
             raise AttributionError("cut layers are known after the first call: call probe(images[:1]) before")
         return {str(key): self._settings.cuts[key.site] for key in self.keys}
 
+    @property
+    def optimizations(self) -> Optimizations:
+        """What makes the model faster and leaves its numbers as they are; known after the first call or :meth:`probe`.
+
+        Raises:
+            AttributionError: nothing has been run yet.
+        """
+        if not self._channels:
+            raise AttributionError("optimizations are known after the first call: call probe(images[:2]) before")
+        return self._optimizations
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """For each optimisation that the self-check switched off, how the model's numbers differ with it."""
+        return dict(self._left_out)
+
     def with_method(self, method: Method) -> "Attributor":
         """The same engine with another method; what was found out about the model is kept."""
         changed = copy.copy(self)
@@ -152,15 +191,16 @@ class Attributor:
         return changed
 
     def probe(self, images: Images) -> dict[str, int]:
-        """Run the model on the first image, find out what it is like, and return the channels of each layer.
+        """Run the model on the first two images, find out what it is like, and return the channels of each layer.
 
         Raises:
             AttributionError: a layer is not reached, is called twice, is not one tensor, or does not have
-                the shape that its reduction needs; the output is not [batch, outputs].
+                the shape that its reduction needs; the output is not [batch, outputs]; the network is random in
+                evaluation mode, or mixes the images of a batch, and that is not allowed.
         """
         if not self._channels:
-            with torch.inference_mode(False), torch.enable_grad(), self._capture as capture:
-                self._probe(capture, self._prepared(images[:1]).contiguous())
+            with torch.inference_mode(False), torch.enable_grad():
+                self._probe(two_images(self._prepared(images[:2])).contiguous())
         return self.channels
 
     def __call__(self, images: Images, labels: Labels | None = None) -> AttributionResult:
@@ -227,16 +267,33 @@ class Attributor:
         """The model ready to be explained, in its fastest form, and images and labels where it is."""
         with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
             images = self._prepared(images)
-            capture = stack.enter_context(self._capture)
             self._size(images.device)
-            narrow = AUTOCAST[self._autocast] if self._autocast else None
-            channels_last = self._channels_last and images.ndim == 4 and images.dtype != torch.float64
-            stack.enter_context(prepared(self.model, unwatched(capture, self._pairs), channels_last, narrow))
-            # However the images lay in memory: another layout may give other last bits.
-            layout = torch.channels_last if channels_last else torch.contiguous_format
-            images = images.contiguous(memory_format=layout)
-            evaluation = Evaluation(capture, self.targets, narrow, self.microbatch, self._fill)
+            run = stack.enter_context(self._form(self._capture, self._optimizations))
+            evaluation = Evaluation(
+                run,
+                self.targets,
+                self._narrow,
+                self.microbatch,
+                self._fill,
+                fused=self._optimizations.fused,
+                mixes=self._allow_mixing,
+            )
+            images = laid_out(images, _layout(self._optimizations, images))
             yield evaluation, images, None if labels is None else labels.to(images.device)
+
+    @contextmanager
+    def _form(self, capture: Capture, optimizations: Optimizations) -> Iterator[Callable[[Images], Captured]]:
+        """A function that runs the model with some optimisations, and gives its output and hidden tensors."""
+        first = next(self.model.parameters(), None)
+        wide = first is not None and first.dtype == torch.float64
+        pairs = unwatched(capture, self._pairs) if optimizations.fold_batchnorm else ()
+        with capture, prepared(self.model, pairs, optimizations.channels_last and not wide, self._narrow):
+            # However the images lay in memory: another layout may give other last bits, or wrong gradients.
+            yield lambda images: capture(laid_out(images, _layout(optimizations, images)))
+
+    @property
+    def _narrow(self) -> torch.dtype | None:
+        return AUTOCAST[self._autocast] if self._autocast else None
 
     def _batches(
         self, images: Images, labels: Labels | None, finish: Callable[[Evaluation, BatchTotals, int], Finished]
@@ -283,28 +340,79 @@ class Attributor:
         # Tensors made in inference mode cannot take part in a graph.
         return images.clone() if images.is_inference() else images
 
-    def _probe(self, capture: Capture, image: Images) -> None:
-        # Two images: a tensor that does not grow with the batch has no row for each.
-        with torch.no_grad():
-            hidden = capture(torch.cat([image, image])).hidden
-        channels = {str(key): self._settings.reduce(key, hidden[key.site], 2)[0].shape[1] for key in self.keys}
-        self._settings.cuts = find_cuts(capture, image)
-        if self._fold:
-            self._pairs = find_foldable(capture, image)
-        self._footprint = measure_image(capture, image)
+    def _probe(self, images: Images) -> None:
+        with self._capture as capture:
+            # Two images: a tensor that does not grow with the batch has no row for each.
+            with torch.no_grad():
+                hidden = capture(images).hidden
+            channels = {str(key): self._settings.reduce(key, hidden[key.site], 2)[0].shape[1] for key in self.keys}
+            self._settings.cuts = find_cuts(capture, images[:1])
+            if self._optimizations.fold_batchnorm:
+                self._pairs = find_foldable(capture, images[:1])
+            self._footprint = measure_image(capture, images[:1])
+        if not self._checked:
+            self._check(images)
         self._channels = channels
+
+    def _check(self, images: Images) -> None:
+        """Find out which optimisations leave this model's numbers as they are, and whether it can be explained."""
+        check = SelfCheck(self.model, self._capture.sites, images, self._narrow)
+        if (seen := check.randomness()) is not None:
+            if not self._allow_random:
+                raise AttributionError(
+                    f"the network is random in evaluation mode: {seen}: let its dropout follow the mode "
+                    "(F.dropout needs training=self.training), or set attribution.allow_random to explain it as it is"
+                )
+            # What differs from pass to pass cannot be compared.
+            self._use(Optimizations(inplace=False, fold_batchnorm=False, channels_last=False, fused=False), {})
+            return
+        disagreement = partial(self._disagreement, check)
+        agreed, left_out = self._optimizations, dict[str, str]()
+        if disagreement(agreed) is not None:
+            if (seen := check.find_mixing()) is not None and not self._allow_mixing:
+                raise AttributionError(
+                    f"the network mixes the images of a batch: {seen}: use one that treats each image by itself in "
+                    "evaluation mode, or set attribution.allow_mixing to explain it as it is"
+                )
+            agreed, left_out = fastest_agreeing(agreed, disagreement)
+        if agreed.fused and can_fuse(images.device):
+            difference = max(
+                fused_difference(check.points(key.site), each) for key, each in self._settings.reductions.items()
+            )
+            if difference > FUSED_TOLERANCE:
+                left_out["fused"] = f"contributions differ by {100 * difference:.2g} %"
+                agreed = replace(agreed, fused=False)
+        self._use(agreed, left_out)
+
+    def _disagreement(self, check: SelfCheck, optimizations: Optimizations) -> str | None:
+        same = optimizations.inplace == self._optimizations.inplace
+        capture = self._capture if same else Capture(self.model, self.keys, keep_inplace=optimizations.inplace)
+        return check.disagreement(lambda: self._form(capture, optimizations))
+
+    def _use(self, optimizations: Optimizations, left_out: Mapping[str, str]) -> None:
+        for name, reason in left_out.items():
+            logger.warning("%s is switched off for this model: with it %s", name, reason)
+        if optimizations.inplace != self._optimizations.inplace:
+            self._capture = Capture(self.model, self.keys, keep_inplace=optimizations.inplace)
+        self._optimizations, self._left_out = optimizations, dict(left_out)
 
     def _size(self, device: torch.device) -> None:
         """How many images, or points of a smaller batch, pass at once, where that is not given."""
         if self.microbatch is not None:
             return
         steps = getattr(self.method, "steps", None)
-        points = steps + 1 if can_fuse(device) and isinstance(steps, int) else 0
+        fused = self._optimizations.fused and can_fuse(device)
+        points = steps + 1 if fused and isinstance(steps, int) else 0
         needed = self._footprint.bytes(len(self.targets), points)
         fill = FILL_BYTES.get(device.type, 0) // needed
         self._fill = max(1, min(fill, self._footprint.recycled(device) or fill))
         if self._memory is not None:
             self.microbatch = affordable(self._memory, device, needed)
+
+
+def _layout(optimizations: Optimizations, images: Images) -> torch.memory_format:
+    fit = images.ndim == 4 and images.dtype != torch.float64
+    return torch.channels_last if optimizations.channels_last and fit else torch.contiguous_format
 
 
 def _refuse_equal_names(targets: Sequence[Target]) -> None:

@@ -1,6 +1,6 @@
 """One model, some layers and some targets, evaluated at points of the input space."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from codec_dist.attribution.capture import Capture
+from codec_dist.attribution.capture import Captured
 from codec_dist.attribution.errors import AttributionError
 from codec_dist.attribution.outputs import checked_output, widened
 from codec_dist.attribution.targets import Target
@@ -41,29 +41,35 @@ class Evaluation:
     """Evaluates points for one batch at a time; begin each batch with :meth:`begin`.
 
     Args:
-        capture: an open capture of the model.
+        run: runs the model; returns its output and the hidden tensors.
         targets: the forward pass is shared by all; each has a backward pass of its own.
         autocast: type in which the model computes where autocast allows; None: its own.
         largest: samples, times points, that may pass through the model at once; None: any number.
         fill: samples, times points, that should pass at once where ``largest`` is None.
+        fused: whether a GPU's fused kernel may sum contributions.
+        mixes: whether the model mixes the images of a batch: then points pass one by one, each with its whole batch.
     """
 
     def __init__(
         self,
-        capture: Capture,
+        run: Callable[[Images], Captured],
         targets: Sequence[Target],
         autocast: torch.dtype | None = None,
         largest: int | None = None,
         fill: int = 1,
+        *,
+        fused: bool = True,
+        mixes: bool = False,
     ) -> None:
-        self.targets, self.largest, self._fill = tuple(targets), largest, fill
-        self._capture, self._autocast = capture, autocast
+        self.targets, self.largest, self.fused = tuple(targets), largest, fused
+        self._fill, self._mixes = fill, mixes
+        self._run, self._autocast = run, autocast
         self._choices: list[Int[Tensor, "batch chosen"] | None] = [None] * len(self.targets)
         self._constant: tuple[Tensor, Point] | None = None
 
     def points_at_once(self, batch: int) -> int:
         """How many points of a batch pass through the model together."""
-        return max(1, (self.largest or self._fill) // batch)
+        return 1 if self._mixes else max(1, (self.largest or self._fill) // batch)
 
     def begin(self, images: Images, labels: Int[Tensor, "batch"] | None) -> Point:
         """The point at the images themselves, where targets that stay fixed along the path are chosen."""
@@ -75,7 +81,7 @@ class Evaluation:
 
     def at_constant(self, image: Float[Tensor, "one ..."], batch: int) -> Point:
         """The point at one input for all samples: a batch of one, run once, if all have the same targets."""
-        if any(choice is not None for choice in self._choices):
+        if self._mixes or any(choice is not None for choice in self._choices):
             return self.at(image.expand(batch, *image.shape[1:]))[0]
         if self._constant is None or not torch.equal(self._constant[0], image):
             self._constant = image, self.at(image)[0]
@@ -84,7 +90,7 @@ class Evaluation:
     def where_not_finite(self, image: Float[Tensor, "one ..."]) -> str | None:
         """The first place in a forward pass that is not finite, as the beginning of a sentence; None: all is."""
         with torch.no_grad(), self._precision(image.device):
-            output, hidden = self._capture(image)
+            output, hidden = self._run(image)
         if not image.isfinite().all():
             return "its pixels are"
         for site, values in hidden.items():
@@ -94,7 +100,7 @@ class Evaluation:
 
     def _evaluate(self, inputs: Images, copies: int, labels: Tensor | None = None, choose: bool = False) -> list[Point]:
         with self._precision(inputs.device):
-            output, hidden = self._capture(inputs)
+            output, hidden = self._run(inputs)
         output = widened(checked_output(output, inputs.shape[0]))
         if choose:
             self._choices = [target.choose(output.detach(), labels) for target in self.targets]

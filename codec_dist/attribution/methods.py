@@ -125,7 +125,7 @@ class IntegratedGradients(Method):
         if not isinstance(self.steps, int):
             raise AttributionError("integrated_gradients: steps are `auto`: choose them with choose_steps(attributor)")
         start = self.baseline.start(images)
-        make = path_sum_for(images.device)
+        make = path_sum_for(images.device, fused=evaluation.fused)
         sums: list[dict[LayerKey, PathSum]] = [{site: make() for site in at_images.hidden} for _ in evaluation.targets]
         _add_point(sums, at_images)
         at_once = evaluation.points_at_once(len(images))

@@ -7,7 +7,7 @@ and writes main memory once per operand. On a GPU a fused kernel does better sti
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -140,9 +140,24 @@ def _any_arrangement(values: Hidden) -> Float[Tensor, "batch first rest"]:
 PathSum = RunningSum | FusedSum
 
 
-def path_sum_for(device: torch.device) -> Callable[[], PathSum]:
-    """The kind of sum that is fastest on ``device``."""
-    return FusedSum if can_fuse(device) else RunningSum
+def path_sum_for(device: torch.device, *, fused: bool = True) -> Callable[[], PathSum]:
+    """The kind of sum that is fastest on ``device``; without the fused kernel if that is not wanted."""
+    return FusedSum if fused and can_fuse(device) else RunningSum
+
+
+def fused_difference(points: Sequence[tuple[PointHidden, PointHidden]], reduction: Reduction) -> float:
+    """How far the fused kernel is from plain operations: norm of the difference over that of the contributions.
+
+    Args:
+        points: h and ∂T/∂h of one layer at two points of a path or more, from x towards x₀.
+        reduction: how the layer is reduced.
+    """
+    fused, plain = FusedSum(), RunningSum()
+    for hidden, gradient in points:
+        fused.add(hidden, gradient)
+        plain.add(hidden, gradient)
+    found, expected = torch.cat(fused.split(reduction)), torch.cat(plain.split(reduction))
+    return float((found - expected).norm() / expected.norm().clamp_min(torch.finfo(expected.dtype).tiny))
 
 
 def add_trapezoid_(

@@ -144,11 +144,15 @@ class AttributionSection(Section):
     autocast: Literal["bfloat16", "float16"] | None = None
     """Narrower type in which the model computes where autocast allows; sums stay in float32."""
     fold_batchnorm: bool = True
-    """Fold BatchNorm into the convolution before it where no chosen layer lies between (faster; rounding differs)."""
+    """Fold BatchNorm into the convolution before it where no chosen layer lies between and it agrees (faster)."""
     channels_last: bool = True
-    """Compute 2-d convolutions in the channels_last memory format (faster; rounding differs)."""
+    """Compute 2-d convolutions in the channels_last memory format where the model agrees with itself (faster)."""
     deterministic: bool = False
     """Use only deterministic kernels on CUDA (CPUs always do)."""
+    allow_random: bool = False
+    """Explain a network that draws random numbers in evaluation mode; its results differ from run to run."""
+    allow_mixing: bool = False
+    """Explain a network in which the images of a batch influence each other."""
 
 
 class StoreSection(Section):

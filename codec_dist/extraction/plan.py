@@ -5,7 +5,7 @@ import inspect
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from codec_dist.attribution import (
     DataStatistics,
     IntegratedGradients,
     NotFiniteError,
+    Optimizations,
 )
 from codec_dist.config import Choice, Config
 from codec_dist.extraction.batches import Dropped, make_batches
@@ -59,6 +60,8 @@ class Plan:
     targets: tuple[str, ...]
     identity: Mapping[str, Any]
     """All that the stored numbers depend on."""
+    optimizations: Optimizations = field(default_factory=Optimizations)
+    """What makes the model faster and leaves its numbers as they are, found out by the engine's self-check."""
     steps: int | None = None
     """Steps chosen by measuring, where the config leaves them to that."""
     statistics: Path | None = None
@@ -100,6 +103,7 @@ def make_plan(config: Config) -> tuple[Plan, tuple[ShardInfo, ...]]:
         complete_layers=tuple(layer for layer, result in trial.items() if result.completeness is not None),
         targets=tuple(target.name for target in attributor.targets),
         identity=_identity(config, index, loaded, attributor),
+        optimizations=attributor.optimizations,
     )
     if plan.store_exists:
         # Another identity is refused here, before Ray starts.
@@ -137,7 +141,12 @@ def open_store(plan: Plan, shards: Sequence[ShardInfo], settings: Mapping[str, A
 
 
 def build_attributor(
-    config: Config, loaded: LoadedModel, *, steps: int | None = None, statistics: DataStatistics | None = None
+    config: Config,
+    loaded: LoadedModel,
+    *,
+    steps: int | None = None,
+    statistics: DataStatistics | None = None,
+    optimizations: Optimizations | None = None,
 ) -> Attributor:
     """The attribution engine that a config describes, for a model in the type that it computes in.
 
@@ -146,6 +155,7 @@ def build_attributor(
         loaded: the model.
         steps: in place of steps that the config leaves to measuring; without, one step (for a trial).
         statistics: of the data set, where the target or the baseline needs it; without, made up (for a trial).
+        optimizations: those that fit the model; without, the engine finds them out.
     """
     section = config.attribution
     method = METHODS.build(section.method.name, section.method.options)
@@ -169,6 +179,9 @@ def build_attributor(
         fold_batchnorm=section.fold_batchnorm,
         channels_last=section.channels_last,
         autocast=section.autocast,
+        optimizations=optimizations,
+        allow_random=section.allow_random,
+        allow_mixing=section.allow_mixing,
     )
 
 
@@ -243,6 +256,8 @@ def _identity(config: Config, index: ShardIndex, loaded: LoadedModel, attributor
             "autocast": section.autocast,
             "fold_batchnorm": section.fold_batchnorm,
             "channels_last": section.channels_last,
+            "allow_random": section.allow_random,
+            "allow_mixing": section.allow_mixing,
             **({"statistics": statistics_definition(config)} if needs_statistics(config) else {}),
         },
         "dtype": section.dtype,

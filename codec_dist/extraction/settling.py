@@ -1,8 +1,8 @@
-"""What is chosen by measuring, once per store: the device, statistics of the data set, the number of steps."""
+"""What is chosen by measuring, once per store: device, optimisations, statistics of the data set, number of steps."""
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.compute as pc
 import torch
 
-from codec_dist.attribution import DataStatistics, NotFiniteError, StepsChoice, choose_steps
+from codec_dist.attribution import DataStatistics, NotFiniteError, Optimizations, StepsChoice, choose_steps
 from codec_dist.cluster_runtime import cluster_device, map_fold
 from codec_dist.config import Config
 from codec_dist.extraction.batches import Batch, Dropped, make_batches
@@ -30,6 +30,8 @@ from codec_dist.utils import Progress, hash_file, write_bytes_atomically
 
 # Images on which the number of steps is chosen.
 PROBE_IMAGES = 32
+# Images on which the engine's optimisations are tried.
+CHECKED_IMAGES = 2
 
 
 def settle(plan: Plan, shards: Sequence[ShardInfo]) -> tuple[Plan, str]:
@@ -47,6 +49,7 @@ def settle(plan: Plan, shards: Sequence[ShardInfo]) -> tuple[Plan, str]:
     """
     settings = open_store(plan, shards) if plan.store_exists else None
     device = _settle_device(plan, settings)
+    plan = replace(plan, optimizations=_resolve_optimizations(plan, shards, settings, device))
     if needs_statistics(plan.config):
         plan = replace(plan, statistics=_settle_statistics(plan, shards, settings))
     if uses_automatic_steps(plan.config):
@@ -55,7 +58,8 @@ def settle(plan: Plan, shards: Sequence[ShardInfo]) -> tuple[Plan, str]:
         measured = {}
     if settings is None:
         hashes = {} if plan.statistics is None else {"statistics": hash_file(plan.statistics)}
-        open_store(plan, shards, {"device": device, **hashes, **measured})
+        found = {"device": device, "optimizations": asdict(plan.optimizations)}
+        open_store(plan, shards, {**found, **hashes, **measured})
     return plan, device
 
 
@@ -71,6 +75,52 @@ def _settle_device(plan: Plan, settings: Any) -> str:
     if device != present:
         sys.stderr.write(f"extract: the store {plan.store} was begun on CPUs and is completed on CPUs\n")
     return device
+
+
+# --- the engine's self-check ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Checked:
+    """What the self-check found, with nothing to merge: it runs once."""
+
+    optimizations: Optimizations
+    left_out: dict[str, str]
+
+    def merge(self, other: "Checked") -> None:
+        """Never called: there is one."""
+
+
+@dataclass(frozen=True)
+class CheckOnGpu:
+    """The engine's self-check where the actors will compute; plain, so that it travels to a worker."""
+
+    plan: Plan
+    shards: tuple[ShardInfo, ...]
+
+    def __call__(self, item: None) -> Checked:
+        """Try the optimisations on two images."""
+        plan, device = self.plan, torch.device("cuda")
+        pin_numerics(plan.config, device)
+        loaded = load_model(plan.config.model, seed=plan.config.run.seed)
+        loaded.module.to(device)
+        attributor = build_attributor(plan.config, loaded)
+        images = _probe_batch(plan, self.shards, loaded, needs_labels(attributor), CHECKED_IMAGES).images
+        attributor.probe(images)
+        return Checked(attributor.optimizations, attributor.left_out)
+
+
+def _resolve_optimizations(plan: Plan, shards: Sequence[ShardInfo], settings: Any, device: str) -> Optimizations:
+    """Those that the store was made with; else what the self-check finds on the device that computes."""
+    stored = (settings or {}).get("optimizations")
+    if stored is not None:
+        return Optimizations(**stored)
+    if device == "cpu":
+        return plan.optimizations
+    checked = map_fold([None], CheckOnGpu(plan, tuple(shards)), num_cpus=plan.config.cluster.cpus_per_actor, num_gpus=1)
+    for name, reason in checked.left_out.items():
+        sys.stderr.write(f"extract: {name} is switched off for this model on GPUs: with it {reason}\n")
+    return checked.optimizations
 
 
 # --- statistics of the data set --------------------------------------------------------------------------------------
@@ -185,8 +235,8 @@ def _choose(plan: Plan, shards: Sequence[ShardInfo]) -> StepsChoice:
     pin_numerics(config, torch.device("cpu"))
     loaded = load_model(config.model, seed=config.run.seed)
     statistics = None if plan.statistics is None else DataStatistics.load(plan.statistics)
-    attributor = build_attributor(config, loaded, statistics=statistics)
-    batch = _probe_batch(plan, shards, loaded, needs_labels(attributor))
+    attributor = build_attributor(config, loaded, statistics=statistics, optimizations=plan.optimizations)
+    batch = _probe_batch(plan, shards, loaded, needs_labels(attributor), PROBE_IMAGES)
     while True:
         try:
             return choose_steps(attributor, batch.images, batch.labels)
@@ -198,7 +248,7 @@ def _choose(plan: Plan, shards: Sequence[ShardInfo]) -> StepsChoice:
             batch = batch.select(kept)
 
 
-def _probe_batch(plan: Plan, shards: Sequence[ShardInfo], loaded: LoadedModel, labelled: bool) -> Batch:
+def _probe_batch(plan: Plan, shards: Sequence[ShardInfo], loaded: LoadedModel, labelled: bool, size: int) -> Batch:
     data, dropped = plan.config.data, list[Dropped]()
     samples = chain.from_iterable(
         read_shard(
@@ -210,9 +260,9 @@ def _probe_batch(plan: Plan, shards: Sequence[ShardInfo], loaded: LoadedModel, l
         )
         for shard in shards
     )
-    batches = make_batches(samples, loaded.preprocessing, PROBE_IMAGES, dropped.append, labelled)
+    batches = make_batches(samples, loaded.preprocessing, size, dropped.append, labelled)
     batch = next(batches, None)
     if batch is None:
         reason = f": {dropped[0].key}: {dropped[0].reason}" if dropped else ""
-        raise ExtractionError(f"no image of {plan.location} can be used to choose the number of steps{reason}")
+        raise ExtractionError(f"no image of {plan.location} can be used to try the model on{reason}")
     return batch

@@ -117,7 +117,11 @@ class ShardWorker:
         self._model.module.to(device)
         statistics = None if self._plan.statistics is None else DataStatistics.load(self._plan.statistics)
         self._attributor: Attributor = build_attributor(
-            config, self._model, steps=self._plan.steps, statistics=statistics
+            config,
+            self._model,
+            steps=self._plan.steps,
+            statistics=statistics,
+            optimizations=self._plan.optimizations,
         )
         self._writer = BlockWriter(self._plan.store)
         _import_what_is_imported_late()
