@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import ray
 import torch
 from PIL import Image
 
-from codec_dist.attribution import Attributor, IntegratedGradients, TopK
+from codec_dist.attribution import Attributor, IntegratedGradients, Optimizations, TopK
 from codec_dist.cluster_runtime import Session
 from codec_dist.config import Config, save_config
 from codec_dist.extraction import ExtractionError, extract
@@ -260,6 +261,33 @@ def test_model_that_never_loads_is_timed_out(ray_cluster: Session, make_config: 
     config = make_config(data={"limit": 20}, cluster={"actors": 1, "attempts": 1, "shard_timeout_seconds": 1e-6})
     with pytest.raises(ExtractionError, match=r"no actor can start: loading the model took .*shard_timeout_seconds"):
         extract(config)
+
+
+def test_what_the_self_check_found_is_stored_and_used_by_whoever_goes_on(
+    ray_cluster: Session, make_config: MakeConfig, reference: ContributionStore
+) -> None:
+    assert reference.settings["optimizations"] == asdict(Optimizations())
+    config = make_config(attribution={"layers": ["blocks.3"]})
+    plain = Optimizations(fold_batchnorm=False, channels_last=False)
+    open_store(*make_plan(config), {"device": "cpu", "optimizations": asdict(plain)})
+    extract(config)
+    loaded = load_model(config.model, seed=config.run.seed)
+    index = load_index(config.data.shards)
+    images = torch.stack([loaded.preprocessing(sample.image) for sample in read_shard(index.location, index.shards[0])])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rows = {
+            each: Attributor(
+                loaded.module, ["blocks.3"], IntegratedGradients(2), TopK(1), microbatch=8, optimizations=each
+            )(images)["blocks.3"].positive.numpy()
+            for each in (plain, Optimizations())
+        }
+    finally:
+        torch.set_num_threads(threads)
+    found = _store(config).read("blocks.3", "contribution-positive")[: len(images)]
+    assert np.array_equal(found, rows[plain])
+    assert not np.array_equal(found, rows[Optimizations()])
 
 
 def test_store_of_gpus_is_not_continued_on_cpus(ray_cluster: Session, make_config: MakeConfig) -> None:

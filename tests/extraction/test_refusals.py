@@ -58,6 +58,30 @@ def test_bad_input_is_refused_before_any_actor(
     assert "\n" not in str(refusal.value)
 
 
+ODD = Path(__file__).parent / "odd_classifiers.py"
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "message"),
+    [
+        ("random", "allow_random", "random in evaluation mode.*attribution.allow_random"),
+        ("mixing", "allow_mixing", "mixes the images of a batch.*attribution.allow_mixing"),
+    ],
+)
+def test_odd_networks_are_refused_unless_allowed_which_makes_another_store(
+    make_config: MakeConfig, name: str, option: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ODD.parent)
+    odd = {"spec": f"module:{ODD.stem}:{name}"}
+    with pytest.raises(AttributionError, match=message) as refusal:
+        extract(make_config(model=odd, attribution={"layers": ["norm"]}))
+    assert "\n" not in str(refusal.value)
+    usual, _ = make_plan(make_config())
+    plan, _ = make_plan(make_config(model=odd, attribution={"layers": ["norm"], option: True}))
+    assert plan.identity["attribution"][option] is True
+    assert usual.identity["attribution"][option] is False
+
+
 def test_truncated_shard_is_refused_with_its_name(make_config: MakeConfig, packed: Path, tmp_path: Path) -> None:
     shards = shutil.copytree(packed, tmp_path / "shards")
     tar = shards / "digits-000003.tar"
