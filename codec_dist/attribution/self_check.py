@@ -299,7 +299,7 @@ def with_noise(images: Images, sigma: float, seed: int) -> Images:
     """Gaussian noise added, of ``sigma`` times the standard deviation of each image; of 1 where that is 0."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(images.shape, generator=generator, dtype=torch.float32).to(images)
-    spread = images.flatten(1).std(dim=1).nan_to_num(1.0)
+    spread = images.flatten(1).std(dim=1, correction=0)
     spread = torch.where(spread > 0, spread, 1.0).reshape(-1, *[1] * (images.ndim - 1))
     return images + sigma * spread * noise
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from codec_dist.attribution import make_reduction
+from codec_dist.attribution import make_reduction, path_sums
 from codec_dist.attribution.fused import split_path_reference
-from codec_dist.attribution.path_sums import PIECE, FusedSum, RunningSum
+from codec_dist.attribution.path_sums import PIECE, FusedSum, RunningSum, fused_difference
 from codec_dist.models import LayerKey
 
 SHAPES = [(3, 5), (2, 7, 6), (3, 4, 5, 6), (1, 2, 520, 520), (9, 8, 96, 96)]
@@ -119,6 +119,18 @@ def test_the_plain_function_equals_the_obvious_sum() -> None:
     positive, negative = split_path_reference(hidden, gradient)
     torch.testing.assert_close(positive, whole.clamp(min=0).sum(2), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(negative, whole.clamp(max=0).sum(2), rtol=1e-12, atol=1e-12)
+
+
+def test_a_kernel_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, gradient = points((2, 7, 3, 4), torch.float32, count=2)
+    path = [(hidden[0], gradient[0]), (hidden[1][:1], gradient[1][:1])]
+    assert fused_difference(path, CHANNELS) < 1e-6
+    monkeypatch.setattr(
+        path_sums,
+        "split_path",
+        lambda hidden, gradient: tuple(1.25 * x for x in split_path_reference(hidden, gradient)),
+    )
+    assert fused_difference(path, CHANNELS) == pytest.approx(0.25, rel=1e-4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
