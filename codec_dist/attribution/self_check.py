@@ -126,11 +126,6 @@ class SelfCheck:
         self._alone: dict[int, Pass] = {}
         self._noise: dict[int, dict[str, float]] = {}
 
-    @property
-    def hidden(self) -> dict[LayerKey, Tensor]:
-        """Hidden tensors of the two images, by the plain model."""
-        return self._together[0].hidden
-
     def points(self, site: LayerKey) -> list[tuple[Tensor, Tensor]]:
         """Hidden values and gradients at the two images, then at the first for both: a path of two points."""
         both = self._together[0]
