@@ -122,13 +122,12 @@ def _best_ablation(data: RunData) -> list[Headline]:
     if not known:
         return []
     best: Row = min(known, key=lambda row: float(row["relative_auc"]))
-    parts = [f"at {best['layer']}" + (f", the lowest of {len(known)} layers" if len(known) > 1 else "")]
+    parts = [f"at {best['layer']}" + (f", lowest of {len(known)} layers" if len(known) > 1 else "")]
     if best["relative_auc_low"] is not None:
-        ends = interval(best["relative_auc_low"], best["relative_auc_high"])
-        parts.append(f"95 % over {best['subjects']} classes: {ends}")
+        parts.append(f"95 %: {interval(best['relative_auc_low'], best['relative_auc_high'])}")
     null = data.null(best["layer"], POSITIVE, "ablate")
     if null is not None:
-        parts.append(f"95 % of random channels: {interval(null['low'], null['high'])}, p = {number(null['p'], 3)}")
+        parts.append(f"random channels: {interval(null['low'], null['high'])}, p = {number(null['p'], 3)}")
     return [Headline(number(best["relative_auc"]), "best relative ablation AUC", "; ".join(parts))]
 
 

@@ -270,7 +270,7 @@ def test_interventions_without_trials_say_why(make_run: Any) -> None:
 def test_each_causal_claim_stands_beside_its_interval_and_its_null(make_run: Any) -> None:
     text = Page(build(make_run())).text
     # Headline: relative AUC, its interval over classes, and that of random channels.
-    assert "95 % over 3 classes: −0.55 to −0.25; 95 % of random channels: −0.24 to 0.22, p = 0.048" in text
+    assert "95 %: −0.55 to −0.25; random channels: −0.24 to 0.22, p = 0.048" in text
     # The numbers under the chart, of contribution and of activation modes.
     for name, value, ends in (
         ("contribution", "−0.400", "−0.550 to −0.250"),
