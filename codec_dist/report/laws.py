@@ -155,17 +155,19 @@ def _more_selective(data: RunData) -> Law:
     ours, theirs = (data.by_layer(data.areas, "relative_auc", ranking=one, kind="ablate") for one in positive)
     own, other = ([data.null(layer, one, "ablate") for layer in data.layers] for one in positive)
     rows: list[tuple[str, bool | None, str]] = []
+    untested = False
     for layer, one, another, null in zip(data.layers, ours, theirs, own, strict=True):
         if one is None or another is None:
             rows.append((layer, None, "not measured"))
             continue
         shown = f"{one:+.2f} against {another:+.2f}".replace("-", "−")
         if null is None or null["draws"] < LEAST_DRAWS:
+            untested = True
             rows.append((layer, None, f"{shown}; too few random draws to tell from chance"))
             continue
         chance = f"95 % of random channels: {interval(null['low'], null['high'])}"
         rows.append((layer, one < another and one < null["low"], f"{shown}; {chance}"))
-    if not any(obeys is not None for _, obeys, _ in rows) and any("random" in shown for _, _, shown in rows):
+    if untested and all(obeys is None for _, obeys, _ in rows):
         few = f"Chance is not known: at least {LEAST_DRAWS} random draws are needed (interventions.random_draws)."
         return Law(title, UNKNOWN, few, rows, "intervene")
     claim = (
