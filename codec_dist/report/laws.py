@@ -175,8 +175,19 @@ def _more_selective(data: RunData) -> Law:
         "contribution modes, and below the middle 95 % of random channels, at"
     )
     beaten = [_beyond_chance(values, nulls) for values, nulls in ((ours, own), (theirs, other))]
-    remark = f"Random channels are beaten by contribution modes at {beaten[0]} and by activation modes at {beaten[1]}."
+    remark = (
+        f"Random channels are beaten by contribution modes at {beaten[0]} and by activation modes at {beaten[1]}. "
+        f"The 95 % intervals over classes of the two are apart, in this direction, at {_apart(data, *positive)}."
+    )
     return _judge(data, title, rows, claim, remark, "intervene")
+
+
+def _apart(data: RunData, ours: str, theirs: str) -> str:
+    """At how many layers the one ranking's whole interval lies below the other's."""
+    pairs = [(data.area(layer, ours, "ablate"), data.area(layer, theirs, "ablate")) for layer in data.layers]
+    ends = [(one.get("relative_auc_high"), other.get("relative_auc_low")) for one, other in pairs if one and other]
+    known = [high < low for high, low in ends if high is not None and low is not None]
+    return f"{sum(known)} of {len(known)} layers"
 
 
 def _beyond_chance(values: Values, nulls: Sequence[Mapping[str, Any] | None]) -> str:

@@ -40,10 +40,14 @@ def run_data(
         for kind, series in zip(("contribution", "activation"), top, strict=True)
     ]
     areas = [
-        {"layer": layer, "ranking": ranking, "kind": "ablate", "relative_auc": at(series, place)}
+        {
+            "layer": layer, "ranking": ranking, "kind": "ablate", "relative_auc": (value := at(series, place)),
+            "relative_auc_low": None if value is None else value - 0.06,
+            "relative_auc_high": None if value is None else value + 0.06,
+        }
         for place, layer in enumerate(names)
         for ranking, series in zip(("contribution-positive", "activation-positive"), auc, strict=True)
-    ]
+    ]  # fmt: skip
     nulls = [
         {
             "layer": layer, "ranking": ranking, "kind": "ablate", "statistic": "relative_auc", "draws": draws,
@@ -148,6 +152,8 @@ def test_selectivity_is_better_the_lower_and_must_be_beyond_chance() -> None:
     assert law.stage == "intervene"
     assert "by contribution modes at 1 of 3 layers and by activation modes at 2 of 3 layers" in law.sentence
     assert "−0.25 to 0.20" in law.layers[2][2]
+    # Intervals reach .06 to both sides: those of the first layer do not overlap, those of the third do.
+    assert "are apart, in this direction, at 1 of 3 layers" in law.sentence
     both_by_chance = laws(auc=([-0.4, -0.4], [-0.2, -0.2]), chance=([-0.5, -0.5], [-0.5, -0.5]))[5]
     assert both_by_chance.verdict == FAILS
     assert laws(auc=([-0.4], [-0.2]), chance=([-0.3], [-0.3]))[5].verdict == HOLDS
