@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from codec_dist.interventions.counts import InterventionCounts, cell_offsets
 from codec_dist.interventions.errors import InterventionError
@@ -106,28 +105,33 @@ def _class_results(counts: InterventionCounts, experiment: Experiment) -> pa.Tab
 
 
 def _subject_results(classes: pa.Table, experiment: Experiment) -> pa.Table:
-    is_target = pc.equal(classes["class"], classes["target"])
     keys = ["layer", "ranking", "draw", "kind", "channels", "target"]
-    parts = {f"{role}_{when}": pc.if_else(mask, classes[f"right_{when}"], 0)
-             for role, mask in (("target", is_target), ("off", pc.invert(is_target)))
-             for when in ("before", "after")}  # fmt: skip
-    table = pa.table({**{key: classes[key] for key in keys}, **parts})
-    sums = table.group_by(keys, use_threads=False).aggregate([(part, "sum") for part in parts])
-    target, off_target = (_divide(sums[f"{role}_after_sum"], sums[f"{role}_before_sum"]) for role in ("target", "off"))
-    total = pc.add(target, off_target)
-    selectivity = _divide(pc.subtract(target, off_target), total)
-    ratios = {"ratio_target": target, "ratio_off_target": off_target, "selectivity": selectivity}
+    own = classes["class"].to_numpy() == classes["target"].to_numpy()
+    # The rows of a condition follow each other, and each has one of its target class.
+    lengths = [
+        1 + len(experiment.off_targets[target]) for target in classes["target"].filter(pa.array(own)).to_pylist()
+    ]
+    starts = np.cumsum([0, *lengths])[:-1]
+    sums = classes.select(keys).take(starts)
+
+    def total(rows: np.ndarray, when: str) -> Int[np.ndarray, "conditions"]:
+        return np.add.reduceat(np.where(rows, classes[f"right_{when}"].to_numpy(), 0), starts)
+
+    target, off_target = (_divide(total(rows, "after"), total(rows, "before")) for rows in (own, ~own))
+    values = {"ratio_target": target, "ratio_off_target": off_target}
+    values["selectivity"] = _divide(target - off_target, target + off_target)
     points = []
     for percentage, count in experiment.counts.items():
-        rows = pc.equal(sums["channels"], count)
-        point = {**{key: sums[key].filter(rows) for key in keys}, **{k: v.filter(rows) for k, v in ratios.items()}}
-        point["percentage"] = pa.repeat(pa.scalar(float(percentage)), pc.sum(rows).as_py() or 0)
+        rows = np.flatnonzero(sums["channels"].to_numpy() == count)
+        point = {name: sums[name].take(rows) for name in keys}
+        point |= {name: pa.array(value[rows], from_pandas=True) for name, value in values.items()}
+        point["percentage"] = pa.repeat(pa.scalar(float(percentage)), len(rows))
         points.append(pa.Table.from_arrays([point[name] for name in SUBJECTS.names], schema=SUBJECTS))
     return pa.concat_tables(points)
 
 
-def _divide(numerator: pa.ChunkedArray, denominator: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The quotient, null where the denominator is 0 or null."""
-    denominator = pc.cast(denominator, pa.float64())
-    known = pc.if_else(pc.greater(denominator, 0), denominator, pa.scalar(None, pa.float64()))
-    return pc.divide(pc.cast(numerator, pa.float64()), known)
+def _divide(numerator: np.ndarray, denominator: np.ndarray) -> Float[np.ndarray, "conditions"]:
+    """The quotient, nan where the denominator is 0 or nan."""
+    quotient = np.full(len(numerator), np.nan)
+    np.divide(numerator, denominator, out=quotient, where=denominator > 0)
+    return quotient

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from jaxtyping import Float, Int
 
 from codec_dist.interventions.planning import ABLATE, PRESERVE, RANDOM
@@ -247,10 +246,12 @@ def _known(value: np.ndarray | float) -> float | None:
 
 def _split(subjects: pa.Table) -> Iterator[_Ratios]:
     """The ratios of each layer, ranking and kind as arrays, in the order in which they first appear."""
-    groups = subjects.select(["layer", "ranking", "kind"])
-    for key in groups.group_by(groups.column_names, use_threads=False).aggregate([]).to_pylist():
-        conditions = [pc.equal(subjects[name], value) for name, value in key.items()]
-        rows = subjects.filter(pc.and_(pc.and_(conditions[0], conditions[1]), conditions[2]))
+    keys = ("layer", "ranking", "kind")
+    codes = np.stack([subjects[key].combine_chunks().dictionary_encode().indices.to_numpy() for key in keys], axis=1)
+    different, first, group = np.unique(codes, axis=0, return_index=True, return_inverse=True)
+    for number in np.argsort(first) if len(different) else ():
+        key = {name: subjects[name][int(first[number])].as_py() for name in keys}
+        rows = subjects.filter(pa.array(group.reshape(-1) == number))
         percentages, point = np.unique(rows["percentage"].to_numpy(), return_inverse=True)
         targets, subject = np.unique(rows["target"].to_numpy(), return_inverse=True)
         draws, draw = np.unique(rows["draw"].to_numpy(), return_inverse=True)

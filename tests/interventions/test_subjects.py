@@ -101,6 +101,25 @@ def test_what_was_never_right_before_is_undefined_and_not_infinite() -> None:
         assert {row["target"] for row in rows if row["selectivity"] is None} == {0, 2}
 
 
+def test_rows_are_in_the_order_of_the_conditions_however_many_there_are() -> None:
+    targets = range(40)
+    experiment = make_experiment(
+        modes={name: {target: torch.rand(10) for target in targets} for name in ("b", "a")},
+        off_targets={target: ((target + 1) % 40, (target + 2) % 40) for target in targets},
+    )
+    results = layer_results(fill(experiment, lambda condition, label: 5), experiment)
+    expected = [
+        (percentage, c.ranking, c.target, c.draw, c.kind)
+        for percentage, number in experiment.counts.items()
+        for c in experiment.conditions[1:]
+        if c.count == number
+    ]
+    names = ("percentage", "ranking", "target", "draw", "kind")
+    assert [tuple(row[name] for name in names) for row in results.subjects.to_pylist()] == expected
+    found = [(row["ranking"], row["kind"]) for row in areas(results.subjects, 0).to_pylist()]
+    assert found == [(ranking, kind) for ranking in ("b", "a", "random") for kind in ("ablate", "preserve")]
+
+
 def test_no_right_answer_at_all_is_an_error() -> None:
     experiment = make_experiment()
     with pytest.raises(InterventionError, match="answers none rightly"):
