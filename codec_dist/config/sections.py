@@ -278,10 +278,13 @@ class InterventionsSection(Section):
     """Layer keys of the store, or globs over them."""
     quantities: tuple[str, ...] = ("contribution-positive", "activation-positive")
     """Quantities whose SAE modes rank the channels."""
+    targets: Count | None = 100
+    """Target classes: at most so many, chosen at random; null: all. Each costs (quantities + `random_draws`) x 2 x
+    `percentages` x (1 + `off_targets`) x `images_per_class` passes through the rest of the model, at each layer."""
     off_targets: Count = 5
     """Random off-target classes for each target class."""
     random_draws: Count = 20
-    """Random channel rankings whose mean is the control."""
+    """Random channel rankings of each target class: the control. A p-value is at least 1 / (draws + 1)."""
     images_per_class: Count = 50
     """At most so many images of each class of the evaluate part."""
     batch_size: Count = 256

@@ -4,17 +4,25 @@ from codec_dist.interventions.contexts import ablate, add, preserve, scale
 from codec_dist.interventions.counting import count_correct
 from codec_dist.interventions.counts import InterventionCounts
 from codec_dist.interventions.errors import InterventionError
-from codec_dist.interventions.files import InterventionResults, read_results, write_results
+from codec_dist.interventions.files import (
+    RESULTS_FORMAT,
+    InterventionResults,
+    read_results,
+    results_are_current,
+    write_results,
+)
 from codec_dist.interventions.planning import (
     Condition,
     Experiment,
     channel_counts,
     choose_off_targets,
+    choose_targets,
     plan_experiment,
     random_order,
     rank_channels,
 )
-from codec_dist.interventions.trials import areas, curves, trials
+from codec_dist.interventions.subjects import LayerResults, layer_results
+from codec_dist.interventions.uncertainty import areas, curves, nulls
 
 __all__ = [
     "Condition",
@@ -22,19 +30,24 @@ __all__ = [
     "InterventionCounts",
     "InterventionError",
     "InterventionResults",
+    "LayerResults",
+    "RESULTS_FORMAT",
     "ablate",
     "add",
     "areas",
     "channel_counts",
     "choose_off_targets",
+    "choose_targets",
     "count_correct",
     "curves",
+    "layer_results",
+    "nulls",
     "plan_experiment",
     "preserve",
     "random_order",
     "rank_channels",
     "read_results",
+    "results_are_current",
     "scale",
-    "trials",
     "write_results",
 ]

@@ -32,6 +32,8 @@ class ChangedModel:
         self._layout = ChannelLayout(model, layer)
         self._parameter = next(model.parameters(), images)
         self._images = self._hidden = images[:0]
+        self._channels = groups.channels
+        self._shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=self._parameter.device)
         first = self.prepared(images[:1])
         self._shared = self._is_cut(first)
         with torch.inference_mode():
@@ -54,7 +56,7 @@ class ChangedModel:
 
     def __call__(self, rows: Int[Tensor, "pairs"], masks: Int[Tensor, "pairs"]) -> Float[Tensor, "pairs classes"]:
         """The model's output for images of the batch, each with the channels of one mask."""
-        factors = self._factors.index_select(0, masks)
+        factors = self._factors(masks)
         if self._shared:
             return self._resume(self._images[:1], self._hidden, rows, factors)
 
@@ -63,6 +65,11 @@ class ChangedModel:
 
         with edited(self._model, {self._layout.key: edit}):
             return self._model(self._images.index_select(0, rows))
+
+    def _factors(self, masks: Int[Tensor, "pairs"]) -> Float[Tensor, "pairs channels"]:
+        """1 where a channel stays, 0 elsewhere. Unpacked when needed: as numbers, all masks could fill the memory."""
+        bits = (self._packed.index_select(0, masks)[:, :, None] >> self._shifts) & 1
+        return bits.flatten(1)[:, : self._channels].to(self._images.dtype)
 
     def _reach(self, images: Tensor) -> Tensor:
         """Run the model up to the layer."""
@@ -93,22 +100,22 @@ class ChangedModel:
 
     def _check(self, image: Tensor, groups: Groups) -> None:
         channels = self._layout.count(self._reach(image))
-        if channels != groups.masks.shape[1]:
+        if channels != groups.channels:
             raise InterventionError(
-                f"conditions for {groups.masks.shape[1]} channels cannot be run at {self._layer}: it has {channels}"
+                f"conditions for {groups.channels} channels cannot be run at {self._layer}: it has {channels}"
             )
         outputs = self._model(image).shape[1]
         if groups.classes[-1] >= outputs or groups.classes[0] < 0:
             wrong = groups.classes[-1] if groups.classes[-1] >= outputs else groups.classes[0]
             raise InterventionError(f"a condition needs class {wrong}: the model has {outputs} classes, from 0")
-        self._factors = torch.from_numpy(groups.masks).to(image)
+        self._packed = torch.from_numpy(groups.masks).to(image.device)
 
     def _can_share(self, images: Tensor) -> bool:
         """Whether another batch size may begin at the layer: some models remember that of their input."""
         direct, hidden = self._model(images), self._reach(images)
         rows = torch.arange(len(images), device=images.device)
         try:
-            resumed = self._resume(images[:1], hidden, rows, torch.ones_like(self._factors[:1]).expand(2, -1))
+            resumed = self._resume(images[:1], hidden, rows, images.new_ones(2, self._channels))
         except (AssertionError, IndexError, RuntimeError, ValueError):
             return False
         limit = SHARING_TOLERANCE * direct.abs().max()

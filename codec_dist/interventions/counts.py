@@ -15,7 +15,7 @@ class InterventionCounts:
     """How many images, and how many answered rightly, per condition and class that it needs.
 
     Only needed pairs are held ("cells"): the classes of the first condition, then of the second, and so
-    on, so that a thousand classes under ten thousand conditions stay a few megabytes.
+    on, so that a hundred subjects with twenty random rankings of their own stay a few megabytes.
     """
 
     layer: str

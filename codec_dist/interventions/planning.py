@@ -31,7 +31,7 @@ class Condition:
     draw: int
     """Number of the random draw; 0 for other rankings."""
     target: int | None
-    """Class whose mode ranks the channels; None where the ranking is of no class."""
+    """Class that the ranking aims at; None for the unchanged model."""
     kind: str
     """``ablate`` (the chosen channels become zero), ``preserve`` (all others do) or ``intact``."""
     count: int
@@ -55,16 +55,52 @@ class Condition:
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """All conditions of one layer, from which :func:`trials` are computed once the counts are there."""
+    """The causal tests of one layer, from which :func:`layer_results` are computed once the counts are there."""
 
     layer: str
     """Layer key."""
+    channels: int
+    """Number of the layer's channels."""
     counts: Mapping[float | int, int]
     """Percentage → number of channels, see :func:`channel_counts`."""
     off_targets: Mapping[int, tuple[int, ...]]
     """Target class → its off-target classes, see :func:`choose_off_targets`."""
-    conditions: tuple[Condition, ...]
-    """The first is ``intact`` and needs all classes."""
+    rankings: Mapping[str, Mapping[int, Int[np.ndarray, "channels"]]]
+    """Ranking → target class → all channels, best first; without the random rankings."""
+    random_draws: int
+    """Random rankings of each target class."""
+    seed: int
+    """Seed of the random rankings."""
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """All classes whose images are needed, ascending."""
+        return tuple(sorted({*self.off_targets, *(other for others in self.off_targets.values() for other in others)}))
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """All conditions; the first is ``intact`` and needs all classes.
+
+        Expanded at each access: random rankings are a function of the seed, so that an experiment of any
+        number of them is small to send.
+        """
+        identity = np.arange(self.channels, dtype=np.int32)
+        conditions = [Condition(INTACT, 0, None, INTACT, 0, identity, self.classes)]
+        numbers = sorted(set(self.counts.values()))
+        for ranking, draw, target, order in self._orders():
+            classes = tuple(sorted({target, *self.off_targets[target]}))
+            conditions += [
+                Condition(ranking, draw, target, kind, number, order, classes) for kind in KINDS for number in numbers
+            ]
+        return tuple(conditions)
+
+    def _orders(self) -> Iterator[tuple[str, int, int, Int[np.ndarray, "channels"]]]:
+        for ranking, orders in self.rankings.items():
+            for target, order in orders.items():
+                yield ranking, 0, target, order
+        for target in self.off_targets:
+            for draw in range(self.random_draws):
+                yield RANDOM, draw, target, random_order(self.channels, self.layer, target, draw, self.seed)
 
 
 def channel_counts(percentages: Sequence[float | int], channels: int) -> dict[float | int, int]:
@@ -86,10 +122,19 @@ def channel_counts(percentages: Sequence[float | int], channels: int) -> dict[fl
     return {p: max(1, math.floor(Fraction(str(p)) * channels / 100)) for p in sorted(set(percentages))}
 
 
-def choose_off_targets(classes: Sequence[int], count: int, seed: int) -> dict[int, tuple[int, ...]]:
-    """Up to ``count`` random other classes for each class: never itself, none twice.
+def choose_off_targets(
+    classes: Sequence[int], count: int, seed: int, targets: Sequence[int] | None = None
+) -> dict[int, tuple[int, ...]]:
+    """Up to ``count`` random other classes for each target class: never itself, none twice.
 
-    A class's choice is a pure function of the seed, the class and the set of classes.
+    Every pair of classes has its own random place in the order of choice, so that a class that is missing
+    changes no choice but those that it was part of.
+
+    Args:
+        classes: classes to choose from.
+        count: off-target classes per target class.
+        seed: seed of the choice.
+        targets: target classes; default: all ``classes``.
 
     Raises:
         InterventionError: fewer than two classes, or ``count`` below 1.
@@ -100,12 +145,17 @@ def choose_off_targets(classes: Sequence[int], count: int, seed: int) -> dict[in
             f"{count} off-target classes out of {len(known)}: two classes and one choice are needed"
         )
     chosen = {}
-    for target in known:
+    for target in known if targets is None else sorted(set(targets)):
         others = [other for other in known if other != target]
-        generator = np.random.default_rng(derive_seed(seed, "off-target", target))
-        picked = generator.choice(others, size=min(count, len(others)), replace=False)
-        chosen[target] = tuple(sorted(int(one) for one in picked))
+        places = {other: derive_seed(seed, "off-target", target, other) for other in others}
+        chosen[target] = tuple(sorted(sorted(others, key=places.__getitem__)[:count]))
     return chosen
+
+
+def choose_targets(classes: Sequence[int], count: int | None, seed: int) -> tuple[int, ...]:
+    """At most ``count`` random classes (None: all), ascending; a missing class changes no choice but its own."""
+    known = sorted(set(classes))
+    return tuple(sorted(sorted(known, key=lambda one: derive_seed(seed, "target", one))[:count]))
 
 
 def rank_channels(mode: Float[Tensor, "channels"] | Float[np.ndarray, "channels"]) -> Int[np.ndarray, "channels"]:
@@ -120,9 +170,9 @@ def rank_channels(mode: Float[Tensor, "channels"] | Float[np.ndarray, "channels"
     return np.argsort(-values, kind="stable").astype(np.int32)
 
 
-def random_order(channels: int, layer: str, draw: int, seed: int) -> Int[np.ndarray, "channels"]:
-    """The channels of a layer in the random order of one draw: a pure function of the arguments."""
-    generator = np.random.default_rng(derive_seed(seed, "random channels", layer, draw))
+def random_order(channels: int, layer: str, target: int, draw: int, seed: int) -> Int[np.ndarray, "channels"]:
+    """The channels of a layer in the random order of one target class and draw: a pure function of the arguments."""
+    generator = np.random.default_rng(derive_seed(seed, "random channels", layer, target, draw))
     return generator.permutation(channels).astype(np.int32)
 
 
@@ -136,16 +186,17 @@ def plan_experiment(
     random_draws: int = 20,
     seed: int = 0,
 ) -> Experiment:
-    """Expand the causal tests of one layer (METHOD §6) to conditions.
+    """Plan the causal tests of one layer (METHOD §6).
 
     Args:
         layer: layer key.
         channels: number of the layer's channels.
         modes: ranking name → {class: dictionary row ``[channels]`` of the class's top mode, chosen on the
-            select part}. A class without a mode has no trials under that ranking.
-        off_targets: target class → off-target classes, as :func:`choose_off_targets` makes them.
+            select part}. A class without a mode is no subject of that ranking.
+        off_targets: target class → off-target classes, as :func:`choose_off_targets` makes them. Every
+            target class gets random rankings of its own.
         percentages: percentages of the channels that are ablated or preserved.
-        random_draws: random rankings, the control; 0 for none.
+        random_draws: random rankings of each target class, the control; 0 for none.
         seed: seed of the random rankings.
 
     Raises:
@@ -155,37 +206,24 @@ def plan_experiment(
     counts = channel_counts(percentages, channels)
     targets = {int(target): tuple(map(int, others)) for target, others in off_targets.items()}
     for target, others in targets.items():
-        if target in others or not others:
-            raise InterventionError(f"the off-target classes of class {target} are {others}: name other classes")
-    everything = tuple(sorted({*targets, *(other for others in targets.values() for other in others)}))
-    identity = np.arange(channels, dtype=np.int32)
-    conditions = [Condition(INTACT, 0, None, INTACT, 0, identity, everything)]
-    for ranking, draw, aim, order in _orders(layer, channels, modes, targets, random_draws, seed):
-        classes = everything if aim is None else tuple(sorted({aim, *targets[aim]}))
-        for kind in KINDS:
-            for count in sorted(set(counts.values())):
-                conditions.append(Condition(ranking, draw, aim, kind, count, order, classes))
-    return Experiment(layer, counts, targets, tuple(conditions))
+        if target in others or not others or len(set(others)) < len(others):
+            raise InterventionError(
+                f"the off-target classes of class {target} are {others}: name other classes, each once"
+            )
+    rankings = {ranking: _rank_modes(layer, channels, ranking, rows, targets) for ranking, rows in modes.items()}
+    return Experiment(layer, channels, counts, targets, rankings, random_draws, seed)
 
 
-def _orders(
-    layer: str,
-    channels: int,
-    modes: Mapping[str, Mapping[int, Any]],
-    targets: Mapping[int, tuple[int, ...]],
-    random_draws: int,
-    seed: int,
-) -> Iterator[tuple[str, int, int | None, np.ndarray]]:
-    for ranking, rows in modes.items():
-        if ranking in (RANDOM, INTACT):
-            raise InterventionError(f"a ranking of {layer} is called {ranking!r}, which has a meaning: rename it")
-        for target, row in rows.items():
-            if tuple(row.shape) != (channels,):
-                raise InterventionError(
-                    f"the mode of class {target} for {layer} has shape {tuple(row.shape)}, not ({channels},)"
-                )
-            if target not in targets:
-                raise InterventionError(f"class {target} of ranking {ranking!r} has no off-target classes: name some")
-            yield ranking, 0, int(target), rank_channels(row)
-    for draw in range(random_draws):
-        yield RANDOM, draw, None, random_order(channels, layer, draw, seed)
+def _rank_modes(
+    layer: str, channels: int, ranking: str, rows: Mapping[int, Any], targets: Mapping[int, tuple[int, ...]]
+) -> dict[int, Int[np.ndarray, "channels"]]:
+    if ranking in (RANDOM, INTACT):
+        raise InterventionError(f"a ranking of {layer} is called {ranking!r}, which has a meaning: rename it")
+    for target, row in rows.items():
+        if tuple(row.shape) != (channels,):
+            raise InterventionError(
+                f"the mode of class {target} for {layer} has shape {tuple(row.shape)}, not ({channels},)"
+            )
+        if target not in targets:
+            raise InterventionError(f"class {target} of ranking {ranking!r} has no off-target classes: name some")
+    return {int(target): rank_channels(row) for target, row in rows.items()}

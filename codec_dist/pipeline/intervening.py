@@ -1,9 +1,10 @@
 """The stage `intervene`: causal tests, counted shard by shard on Ray."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
@@ -12,10 +13,12 @@ from codec_dist.config import Config
 from codec_dist.interventions import (
     Experiment,
     InterventionCounts,
+    InterventionResults,
     choose_off_targets,
+    choose_targets,
     count_correct,
+    layer_results,
     plan_experiment,
-    trials,
     write_results,
 )
 from codec_dist.modes import ModeSummary
@@ -62,58 +65,68 @@ class CountShard:
         batch_size = self.config.interventions.batch_size
         counts = LayerCounts()
         for experiment in self.experiments:
+            conditions = experiment.conditions
             if samples:
-                counts[experiment.layer] = count_correct(
-                    model, experiment.layer, images, labels, experiment.conditions, batch_size
-                )
+                counted = count_correct(model, experiment.layer, images, labels, conditions, batch_size)
             else:
-                counts[experiment.layer] = InterventionCounts.empty(experiment.layer, experiment.conditions)
+                counted = InterventionCounts.empty(experiment.layer, conditions)
+            counts[experiment.layer] = counted
         return counts
 
 
 def intervene(context: StageContext) -> dict[str, Any]:
     """Ablate and preserve the channels of each class's top mode; write ``interventions/``.
 
-    Where fewer than two classes have labelled images there is nothing to compare: the tables are empty.
+    Where fewer than two classes have labelled images, or no class has a mode, there is nothing to compare: the
+    tables are empty.
     """
     config, run = context.config, context.run
-    images, images_of_class = _choose_images(context)
-    classes = sorted(images_of_class)
-    if len(classes) < 2:
-        write_results(run.interventions, [])
-        return {"layers": 0, "left out": f"{len(classes)} classes have labelled images, two are needed"}
-    experiments = _plan(context, classes)
+    seed = derive_seed(config.run.seed, "interventions")
+    table = stored_part(context, "evaluate")
+    table = table.filter(pc.is_valid(table["label"]))
+    classes = sorted(pc.unique(table["label"]).to_pylist())
+    experiments = _plan(context, classes, seed) if len(classes) > 1 else ()
+    if not experiments:
+        write_results(run.interventions, [], seed)
+        few = f"{len(classes)} classes have labelled images, two are needed"
+        return {"layers": 0, "left out": few if len(classes) < 2 else "no class has a mode of its own"}
+    needed = {label for experiment in experiments for label in experiment.classes}
+    images = _choose_images(config, table, needed, seed)
     with context.ray(), Progress("intervene", total=len(images), unit="shards") as progress:
         counts = map_fold(images, CountShard(config, experiments), progress=progress)
     results = write_results(
-        run.interventions, [trials(counts[experiment.layer], experiment) for experiment in experiments]
+        run.interventions, [layer_results(counts[experiment.layer], experiment) for experiment in experiments], seed
     )
-    if context.tracker is not None:
-        context.tracker.table("interventions/auc", results.auc.column_names, _rows(results.auc))
+    _log(context, results)
     return {
         "layers": len(experiments),
         "conditions": sum(len(experiment.conditions) for experiment in experiments),
-        "images": sum(images_of_class.values()),
+        "subjects": len({target for experiment in experiments for target in experiment.off_targets}),
+        "images": sum(len(chosen.keys) for chosen in images),
     }
 
 
-def _plan(context: StageContext, classes: Sequence[int]) -> tuple[Experiment, ...]:
-    config, settings = context.config, context.config.interventions
+def _plan(context: StageContext, classes: Sequence[int], seed: int) -> tuple[Experiment, ...]:
+    settings = context.config.interventions
     summary = ModeSummary.load(context.run.modes)
     channels = ContributionStore(context.run.store).layers
+    targets = choose_targets(classes, settings.targets, seed)
+    off_targets = choose_off_targets(classes, settings.off_targets, seed, targets)
     rankings: dict[str, dict[str, dict[int, Any]]] = {}
     for layer, quantity, folder in chosen_saes(context.run, settings.layers, settings.quantities, "interventions"):
         rows = class_mode_rows(summary.modes(layer, quantity), folder)
-        kept = {index: row for index, row in rows.items() if index in classes}
-        rankings.setdefault(layer, {})[quantity] = kept
-    seed = derive_seed(config.run.seed, "interventions")
-    off_targets = choose_off_targets(classes, settings.off_targets, seed)
+        kept = {target: rows[target] for target in targets if target in rows}
+        if kept:
+            rankings.setdefault(layer, {})[quantity] = kept
     return tuple(
         plan_experiment(
             layer,
             channels[layer],
             modes,
-            off_targets=off_targets,
+            # A class without a mode needs no random rankings to be compared with.
+            off_targets={
+                target: off_targets[target] for target in targets if any(target in rows for rows in modes.values())
+            },
             percentages=settings.percentages,
             random_draws=settings.random_draws,
             seed=seed,
@@ -122,24 +135,29 @@ def _plan(context: StageContext, classes: Sequence[int]) -> tuple[Experiment, ..
     )
 
 
-def _choose_images(context: StageContext) -> tuple[list[ChosenImages], dict[int, int]]:
-    """Up to ``images_per_class`` images of each class, by shard, and how many there are of each class.
+def _choose_images(config: Config, samples: pa.Table, classes: Collection[int], seed: int) -> list[ChosenImages]:
+    """Up to ``images_per_class`` images of each class, by shard.
 
-    Only images that the store has: what extraction dropped stays out.
+    Args:
+        config: the run's.
+        samples: labelled samples that the store has (what extraction dropped stays out): shard, key, label.
+        classes: classes whose images are needed.
+        seed: seed of the choice.
     """
-    config = context.config
-    table = stored_part(context, "evaluate")
-    rows = table.filter(pc.is_valid(table["label"])).to_pylist()
-    seed = derive_seed(config.run.seed, "interventions")
     keys: dict[str, list[str]] = {}
-    taken: dict[int, int] = {}
+    taken = dict.fromkeys(classes, 0)
+    rows = [row for row in samples.to_pylist() if row["label"] in taken]
     for row in sorted(rows, key=lambda row: derive_seed(seed, row["shard"], row["key"])):
-        if taken.get(row["label"], 0) < config.interventions.images_per_class:
-            taken[row["label"]] = taken.get(row["label"], 0) + 1
+        if taken[row["label"]] < config.interventions.images_per_class:
+            taken[row["label"]] += 1
             keys.setdefault(row["shard"], []).append(row["key"])
-    chosen = [ChosenImages(info, tuple(keys[info.name])) for info in run_index(config).shards if info.name in keys]
-    return chosen, taken
+    return [ChosenImages(info, tuple(keys[info.name])) for info in run_index(config).shards if info.name in keys]
 
 
-def _rows(table: Any) -> list[list[Any]]:
-    return [list(row.values()) for row in table.to_pylist()]
+def _log(context: StageContext, results: InterventionResults) -> None:
+    if context.tracker is None:
+        return
+    for name in ("auc", "nulls", "curves"):
+        table: pa.Table = getattr(results, name)
+        rows = [list(row.values()) for row in table.to_pylist()]
+        context.tracker.table(f"interventions/{name}", table.column_names, rows)

@@ -8,6 +8,7 @@ import torch
 from codec_dist.attribution import METHODS, TARGETS
 from codec_dist.config import Config
 from codec_dist.extraction import extract
+from codec_dist.interventions import RESULTS_FORMAT, results_are_current
 from codec_dist.pipeline.data import prepare
 from codec_dist.pipeline.errors import PipelineError
 from codec_dist.pipeline.images import load_run_model, run_index
@@ -124,7 +125,8 @@ def _summarize_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
 
 def _intervene_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
     settings = config.interventions.model_dump(mode="json", exclude={"batch_size"})
-    return {"interventions": settings, "seed": config.run.seed}
+    # Results in an earlier format are made again, not misread.
+    return {"interventions": settings, "seed": config.run.seed, "format": RESULTS_FORMAT}
 
 
 def _visualize_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
@@ -159,7 +161,7 @@ def _summary_is_there(run: RunDirectory) -> bool:
 
 
 def _interventions_are_there(run: RunDirectory) -> bool:
-    return all((run.interventions / f"{name}.parquet").exists() for name in ("trials", "curves", "auc"))
+    return results_are_current(run.interventions)
 
 
 def _figures_are_there(run: RunDirectory) -> bool:

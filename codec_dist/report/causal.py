@@ -1,4 +1,4 @@
-"""Ablation and preservation curves: one panel per layer, kind of intervention and ranking of channels."""
+"""Causal tests: relative AUC by layer beside what random channels give, and the curves behind it."""
 
 import math
 from collections.abc import Sequence
@@ -6,14 +6,20 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from codec_dist.report.charts import Axis, Line, Point, line_chart
-from codec_dist.report.depth import Table, ranking_name
-from codec_dist.report.formatting import number
-from codec_dist.report.run_data import Row, RunData, quantity_kind
+from codec_dist.report.charts import Axis, Dot, Line, Point, dot_chart, line_chart
+from codec_dist.report.depth import Figure, Table, ranking_name
+from codec_dist.report.formatting import interval, number
+from codec_dist.report.run_data import RANDOM, Row, RunData, quantity_kind
 
 KIND_NAMES = {"ablate": "Ablate: these channels are set to zero", "preserve": "Preserve: all others are set to zero"}
 ORDER = ("contribution", "activation", "random")
 HIGHEST_RATIO = 1.2
+TITLES = {"ablate": "Selectivity of ablation", "preserve": "Selectivity of preservation"}
+CAPTIONS = {
+    "ablate": "Relative AUC of ablation. Below 0, the target class suffers more than its off-target classes.",
+    "preserve": "Relative AUC of preservation. Above 0, the target class is kept better than its off-target classes.",
+}
+BETTER = {"ablate": "lower is more selective", "preserve": "higher is more selective"}
 
 
 @dataclass(frozen=True)
@@ -56,13 +62,73 @@ def layer_curves(data: RunData) -> list[LayerCurves]:
     return found
 
 
+def selectivity_figures(data: RunData) -> list[Figure]:
+    """Relative AUC by layer and ranking, of ablation and of preservation, each beside its null."""
+    tested = {row["kind"] for row in data.areas if row["ranking"] != RANDOM}
+    return [_selectivity(data, kind) for kind in TITLES if kind in tested]
+
+
+def _selectivity(data: RunData, kind: str) -> Figure:
+    rankings = sorted({row["ranking"] for row in data.areas if row["kind"] == kind} - {RANDOM}, key=_order)
+    dots, rows = [], []
+    for layer in data.layers:
+        tested = [name for name in rankings if data.area(layer, name, kind) is not None]
+        if tested:
+            dots.append((layer, [_dot(data, layer, ranking, kind) for ranking in tested]))
+            rows += [_selectivity_row(data, layer, ranking, kind) for ranking in tested]
+    draws = max((row["draws"] for row in data.nulls if row["kind"] == kind), default=0)
+    classes = sorted({row["subjects"] for row in data.areas if row["kind"] == kind})
+    shown = f"{classes[0]}" if len(classes) == 1 else f"{classes[0]} to {classes[-1]}"
+    caption = (
+        f"{CAPTIONS[kind]} Whiskers: 95 % bootstrap interval over {shown} target classes. "
+        + f"Grey bars: the middle 95 % of {draws} random rankings of the same classes, with their mean." * bool(draws)
+    )
+    axis = Axis(f"relative AUC ({BETTER[kind]})", cover=(0,))
+    chart = dot_chart(dots, axis, label=f"{TITLES[kind]} by layer and ranking of channels. {caption}")
+    columns = [
+        "layer", "ranking", "relative AUC", "95 % interval", "mean over classes", "standard error", "classes",
+        "random: mean", "random: 95 %", "draws", "p",
+    ]  # fmt: skip
+    return Figure(TITLES[kind], caption, chart, Table(columns, rows))
+
+
+def _dot(data: RunData, layer: str, ranking: str, kind: str) -> Dot:
+    area, null = data.area(layer, ranking, kind) or {}, data.null(layer, ranking, kind)
+    value, low, high = (area.get(name) for name in ("relative_auc", "relative_auc_low", "relative_auc_high"))
+    note = f"{layer}, {ranking_name(ranking)}: {number(value, 3)} ({interval(low, high, 3)})"
+    if null is None:
+        return Dot(_style(ranking), value, note, low, high)
+    chance = f"random channels: {number(null['mean'], 3)} ({interval(null['low'], null['high'], 3)})"
+    return Dot(
+        _style(ranking), value, f"{note}; {chance}, p = {number(null['p'], 3)}", low, high,
+        (null["low"], null["mean"], null["high"]), f"{layer}, {chance}",
+    )  # fmt: skip
+
+
+def _selectivity_row(data: RunData, layer: str, ranking: str, kind: str) -> list[str]:
+    area, null = data.area(layer, ranking, kind) or {}, data.null(layer, ranking, kind) or {}
+    return [
+        layer,
+        ranking_name(ranking),
+        number(area.get("relative_auc"), 3),
+        interval(area.get("relative_auc_low"), area.get("relative_auc_high"), 3),
+        number(area.get("relative_auc_mean"), 3),
+        number(area.get("relative_auc_standard_error"), 3),
+        number(area.get("subjects")),
+        number(null.get("mean"), 3),
+        interval(null.get("low"), null.get("high"), 3),
+        number(null.get("draws")),
+        number(null.get("p"), 3),
+    ]
+
+
 def _panels(layer: str, kind: str, rows: Sequence[Row]) -> list[Panel]:
     rankings = sorted({row["ranking"] for row in rows}, key=_order)
-    highest = max((row["ratio"] or 0 for row in rows), default=1)
+    highest = max((row["ratio"] or 0 for row in rows if row["role"] in ("target", "off_target")), default=1)
     panels = []
     for ranking in rankings:
         own = [row for row in rows if row["ranking"] == ranking]
-        style = quantity_kind(ranking) if quantity_kind(ranking) in ORDER else "other"
+        style = _style(ranking)
         lines = [
             _line("target", style, [row for row in own if row["role"] == "target"]),
             _line("off-target", style, [row for row in own if row["role"] == "off_target"], dashed=True),
@@ -92,6 +158,11 @@ def _line(name: str, style: str, rows: Sequence[Row], dashed: bool = False) -> L
     return Line(name, style, points, dashed)
 
 
+def _style(ranking: str) -> str:
+    kind = quantity_kind(ranking)
+    return kind if kind in ORDER else "other"
+
+
 def _position(percentage: float) -> float:
     """Small percentages are where curves fall: the square root gives them room."""
     return math.sqrt(percentage)
@@ -103,7 +174,7 @@ def _order(ranking: str) -> tuple[int, str]:
 
 
 def _table(rows: Sequence[Row]) -> Table:
-    columns = ["ranking", "kind", "% of channels", "channels", "class", "ratio", "standard error", "trials"]
+    columns = ["ranking", "kind", "% of channels", "channels", "of", "ratio", "standard error", "classes"]
     cells = [
         [
             ranking_name(row["ranking"]),
@@ -113,7 +184,7 @@ def _table(rows: Sequence[Row]) -> Table:
             row["role"].replace("_", "-"),
             number(row["ratio"], 3),
             number(row["standard_error"], 3),
-            number(row["trials"]),
+            number(row["subjects"]),
         ]
         for row in rows
     ]

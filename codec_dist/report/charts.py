@@ -133,21 +133,37 @@ def bar_chart(rows: Sequence[tuple[str, Sequence[Bar]]], axis: Axis, *, label: s
 
 @dataclass(frozen=True)
 class Dot:
-    """A value in a row."""
+    """A value in a row, with its interval and what chance gives, where they are known."""
 
     style: str
     value: float | None
     note: str
+    low: float | None = None
+    high: float | None = None
+    chance: tuple[float, float, float] | None = None
+    """Low end, mean and high end of the values under chance."""
+    chance_note: str = ""
+
+    @property
+    def values(self) -> list[float]:
+        """All that must be in sight."""
+        return [value for value in (self.value, self.low, self.high, *(self.chance or ())) if value is not None]
 
 
 def dot_chart(rows: Sequence[tuple[str, Sequence[Dot]]], axis: Axis, *, label: str, width: float = 560) -> Markup:
-    """One row per layer, one mark per kind, along a common scale."""
-    pitch, top = 28, 8
+    """One row per layer, one mark per kind, along a common scale.
+
+    Marks lie on one line; where intervals or chance are known, each has a line of its own in the row: a bar for
+    chance, a whisker for the interval.
+    """
+    ranged = max((len(dots) for _, dots in rows if any(len(dot.values) > 1 for dot in dots)), default=1)
+    lane, top = 15, 8
+    pitch = 28 if ranged == 1 else 12 + lane * ranged
     names = max((len(name) for name, _ in rows), default=0)
     left, right = 16 + CHARACTER_WIDTH * min(names, 24), width - 20
     height = top + pitch * len(rows) + 44
     canvas = Canvas(width, height, label, "dots")
-    values = [dot.value for _, dots in rows for dot in dots if dot.value is not None] + list(axis.cover)
+    values = [value for _, dots in rows for dot in dots for value in dot.values] + list(axis.cover)
     ticks = nice_ticks(min(values, default=0), max(values, default=1))
     scale = Scale(ticks[0], ticks[-1], left, right)
     bottom = height - 44
@@ -158,13 +174,25 @@ def dot_chart(rows: Sequence[tuple[str, Sequence[Dot]]], axis: Axis, *, label: s
         y = top + pitch * (place + 0.5)
         canvas.text(left - 8, y + 4, _shortened(name, 24), "tick", "end")
         known = [dot.value for dot in dots if dot.value is not None]
-        if len(known) > 1:
+        if ranged == 1 and len(known) > 1:
             canvas.line(scale(min(known)), y, scale(max(known)), y, "range")
-        for dot in dots:
-            if dot.value is not None:
-                shape = MARKERS.get(dot.style, "diamond")
-                canvas.marker(scale(dot.value), y, shape, f"mark {dot.style}", dot.note, 5)
+        for number_of_dot, dot in enumerate(dots):
+            shift = lane * (number_of_dot - (len(dots) - 1) / 2) if ranged > 1 else 0
+            _draw_dot(canvas, dot, scale, y + shift)
     return canvas.markup()
+
+
+def _draw_dot(canvas: Canvas, dot: Dot, scale: Scale, y: float) -> None:
+    if dot.chance is not None:
+        low, mean, high = map(scale, dot.chance)
+        canvas.add(
+            "rect", "bar random depth-1", dot.chance_note, x=low, y=y - 5, rx=2, width=max(high - low, 1), height=10
+        )
+        canvas.line(mean, y - 5, mean, y + 5, "tick-mark random")
+    if dot.low is not None and dot.high is not None:
+        canvas.line(scale(dot.low), y, scale(dot.high), y, f"interval {dot.style}")
+    if dot.value is not None:
+        canvas.marker(scale(dot.value), y, MARKERS.get(dot.style, "diamond"), f"mark {dot.style}", dot.note, 5)
 
 
 def layer_axis(layers: Sequence[str]) -> Axis:

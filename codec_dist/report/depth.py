@@ -1,11 +1,11 @@
-"""Charts over depth: statistics, numbers of modes, selectivity, completeness; each with its numbers as a table."""
+"""Charts over depth: statistics, numbers of modes, completeness; each with its numbers as a table."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from codec_dist.report.charts import Axis, Bar, Dot, Line, Point, bar_chart, dot_chart, layer_axis, line_chart
+from codec_dist.report.charts import Axis, Bar, Line, Point, bar_chart, layer_axis, line_chart
 from codec_dist.report.formatting import number
 from codec_dist.report.run_data import ACTIVATION, CONTRIBUTION, RANDOM, Row, RunData
 
@@ -115,40 +115,6 @@ def mode_figures(data: RunData) -> list[Figure]:
         Axis("median top correlation", cover=(0,)),
     )
     return figures + ([specific] if specific else [])
-
-
-def selectivity_figures(data: RunData) -> list[Figure]:
-    """Relative AUC by layer and ranking, of ablation and of preservation."""
-    better = {"ablate": "lower is more selective", "preserve": "higher is more selective"}
-    captions = {
-        "ablate": "Relative AUC of ablation. Below 0, the target class suffers more than the others.",
-        "preserve": "Relative AUC of preservation. Above 0, the target class is kept better than the others.",
-    }
-    titles = {"ablate": "Selectivity of ablation", "preserve": "Selectivity of preservation"}
-    figures = []
-    for kind, title in titles.items():
-        areas = [row for row in data.areas if row["kind"] == kind]
-        if areas:
-            axis = Axis(f"relative AUC ({better[kind]})", cover=(0,))
-            figures.append(_selectivity(data, areas, title, captions[kind], axis))
-    return figures
-
-
-def _selectivity(data: RunData, areas: Sequence[Row], title: str, caption: str, axis: Axis) -> Figure:
-    rankings = list(dict.fromkeys(row["ranking"] for row in areas))
-    dots, rows = [], []
-    for layer in data.layers:
-        value = {row["ranking"]: row["relative_auc"] for row in areas if row["layer"] == layer}
-        if not value:
-            continue
-        marks = [
-            Dot(_style(name), value.get(name), f"{layer}, {ranking_name(name)}: {number(value.get(name), 3)}")
-            for name in rankings
-        ]
-        dots.append((layer, marks))
-        rows.append([layer, *(number(value.get(name), 3) for name in rankings)])
-    chart = dot_chart(dots, axis, label=f"{title} by layer and ranking of channels")
-    return Figure(title, caption, chart, Table(["layer", *map(ranking_name, rankings)], rows))
 
 
 def residual_figure(data: RunData) -> Figure | None:

@@ -4,9 +4,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from codec_dist.report.formatting import number, percent
+from codec_dist.report.formatting import interval, number, percent
 from codec_dist.report.laws import Law, try_laws
-from codec_dist.report.run_data import ACTIVATION, CONTRIBUTION, RANDOM, RESULTS, RunData, read_run
+from codec_dist.report.run_data import ACTIVATION, CONTRIBUTION, RESULTS, Row, RunData, read_run
 
 POSITIVE = f"{CONTRIBUTION}-positive"
 
@@ -30,7 +30,7 @@ class Findings:
     rows: Sequence[Sequence[str]]
     """One row per layer."""
     left_out: Sequence[str] = ()
-    """Stages whose results belong to other settings and are left out."""
+    """Stages whose results belong to other settings or an earlier version and are left out."""
 
     def __str__(self) -> str:
         table = [list(self.columns), *map(list, self.rows)]
@@ -45,7 +45,11 @@ class Findings:
         lines.insert(1, "─" * max(map(len, lines)))
         headlines = [f"{one.label}: {one.value}" + (f" ({one.remark})" if one.remark else "") for one in self.headlines]
         laws = [f"{law.verdict + ':':<15}{law.title}" for law in self.laws]
-        remarks = ["", f"left out, of other settings: {', '.join(self.left_out)}"] if self.left_out else []
+        remarks = (
+            ["", f"left out, of other settings or an earlier version: {', '.join(self.left_out)}"]
+            if self.left_out
+            else []
+        )
         return "\n".join([*headlines, "", *lines, "", *laws, *remarks])
 
 
@@ -72,11 +76,14 @@ def find(data: RunData) -> Findings:
         "EV of SAE": explained_variance(data, POSITIVE),
         "alive modes": data.by_layer(data.layer_counts, "alive", **counts),
         "relative AUC": data.by_layer(data.areas, "relative_auc", ranking=POSITIVE, kind="ablate"),
-        "random": data.by_layer(data.areas, "relative_auc", ranking=RANDOM, kind="ablate"),
     }
-    rows = [[layer, *(number(values[place]) for values in columns.values())] for place, layer in enumerate(data.layers)]
+    rows = []
+    for place, layer in enumerate(data.layers):
+        null = data.null(layer, POSITIVE, "ablate") or {}
+        chance = [interval(null.get("low"), null.get("high")), number(null.get("p"), 3)]
+        rows.append([layer, *(number(values[place]) for values in columns.values()), *chance])
     left_out = [stage for stage in RESULTS if stage in data.left_out]
-    return Findings(headlines(data), try_laws(data), ["layer", *columns], rows, left_out)
+    return Findings(headlines(data), try_laws(data), ["layer", *columns, "random: 95 %", "p"], rows, left_out)
 
 
 def explained_variance(data: RunData, quantity: str) -> list[float | None]:
@@ -104,15 +111,24 @@ def headlines(data: RunData) -> list[Headline]:
         alive, modes = sum(row["alive"] for row in counts), sum(row["modes"] for row in counts)
         speaking = sum(row["modes_above_threshold"] for row in counts)
         found.append(Headline(f"{alive:,}", "alive contribution modes", f"of {modes:,}; {speaking:,} speak of a class"))
-    areas = [row for row in data.areas if (row["ranking"], row["kind"]) == (POSITIVE, "ablate")]
-    known = [(row["relative_auc"], row["layer"]) for row in areas if row["relative_auc"] is not None]
-    if known:
-        value, layer = min(known)
-        random = (row for row in data.areas if (row["ranking"], row["kind"], row["layer"]) == (RANDOM, "ablate", layer))
-        chance = next(random, {}).get("relative_auc")
-        remark = f"at {layer}" + (f"; random channels {number(chance)}" if chance is not None else "")
-        found.append(Headline(number(value), "best relative ablation AUC", remark))
+    found += _best_ablation(data)
     return found
+
+
+def _best_ablation(data: RunData) -> list[Headline]:
+    """The lowest relative AUC, with its interval and with what random channels give at the same layer."""
+    areas = [row for row in data.areas if (row["ranking"], row["kind"]) == (POSITIVE, "ablate")]
+    known = [row for row in areas if row["relative_auc"] is not None]
+    if not known:
+        return []
+    best: Row = min(known, key=lambda row: float(row["relative_auc"]))
+    parts = [f"at {best['layer']}" + (f", lowest of {len(known)} layers" if len(known) > 1 else "")]
+    if best["relative_auc_low"] is not None:
+        parts.append(f"95 %: {interval(best['relative_auc_low'], best['relative_auc_high'])}")
+    null = data.null(best["layer"], POSITIVE, "ablate")
+    if null is not None:
+        parts.append(f"random channels: {interval(null['low'], null['high'])}, p = {number(null['p'], 3)}")
+    return [Headline(number(best["relative_auc"]), "best relative ablation AUC", "; ".join(parts))]
 
 
 def _median(values: Sequence[float]) -> float:

@@ -19,6 +19,11 @@ def number(value: Any, digits: int = 2) -> str:
     return text.replace("-", "−") if float(text.replace(",", "")) != 0 else text.lstrip("-")
 
 
+def interval(low: float | None, high: float | None, digits: int = 2) -> str:
+    """Both ends of an interval; a dash where there is none."""
+    return "–" if low is None or high is None else f"{number(low, digits)} to {number(high, digits)}"
+
+
 def percent(value: float | None, digits: int = 1) -> str:
     """A fraction as a percentage; a dash where there is none."""
     return "–" if value is None else f"{number(100 * value, digits)} %"

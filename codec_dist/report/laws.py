@@ -3,19 +3,23 @@
 They are findings, not identities: each is said to hold, to hold in part, or not to hold, with the numbers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from codec_dist.report.run_data import ACTIVATION, CONTRIBUTION, RANDOM, RunData
+from codec_dist.report.formatting import interval
+from codec_dist.report.run_data import ACTIVATION, CONTRIBUTION, RunData
 
 HOLDS, PARTLY, FAILS, UNKNOWN = "holds", "partly", "does not hold", "not measured"
 
 LEAST_RANK_CORRELATION = 0.5
 NEAR_ONE, NEAR_ZERO, LEAST_FALL = 0.7, 0.2, 0.3
 LEAST_LAYERS_FOR_DEPTH = 3
+# Fewer random draws cannot give a p of .05, however large the effect.
+LEAST_DRAWS = 19
 
 Values = Sequence[float | None]
 
@@ -146,25 +150,54 @@ def _more_class_specific(data: RunData) -> Law:
 
 
 def _more_selective(data: RunData) -> Law:
-    contributions, activations, chance = (
-        data.by_layer(data.areas, "relative_auc", ranking=ranking, kind="ablate")
-        for ranking in (f"{CONTRIBUTION}-positive", f"{ACTIVATION}-positive", RANDOM)
-    )
-    pairs = [(ours, theirs) for ours, theirs in zip(contributions, chance, strict=True) if None not in (ours, theirs)]
-    beats = sum(ours < theirs for ours, theirs in pairs)  # type: ignore[operator]
-    control = f"Against random channels they are more selective at {beats} of {len(pairs)} layers." if pairs else ""
-    return _each_layer(
-        data,
-        "Ablating contribution modes is more selective than ablating activation modes",
-        contributions,
-        activations,
-        lambda ours, theirs: ours < theirs,
+    title = "Ablating contribution modes is more selective than ablating activation modes"
+    positive = [f"{kind}-positive" for kind in (CONTRIBUTION, ACTIVATION)]
+    ours, theirs = (data.by_layer(data.areas, "relative_auc", ranking=one, kind="ablate") for one in positive)
+    own, other = ([data.null(layer, one, "ablate") for layer in data.layers] for one in positive)
+    rows: list[tuple[str, bool | None, str]] = []
+    untested = False
+    for layer, one, another, null in zip(data.layers, ours, theirs, own, strict=True):
+        if one is None or another is None:
+            rows.append((layer, None, "not measured"))
+            continue
+        shown = f"{one:+.2f} against {another:+.2f}".replace("-", "−")
+        if null is None or null["draws"] < LEAST_DRAWS:
+            untested = True
+            rows.append((layer, None, f"{shown}; too few random draws to tell from chance"))
+            continue
+        chance = f"95 % of random channels: {interval(null['low'], null['high'])}"
+        rows.append((layer, one < another and one < null["low"], f"{shown}; {chance}"))
+    if untested and all(obeys is None for _, obeys, _ in rows):
+        few = f"Chance is not known: at least {LEAST_DRAWS} random draws are needed (interventions.random_draws)."
+        return Law(title, UNKNOWN, few, rows, "intervene")
+    claim = (
         "The relative ablation AUC (more negative: the target class suffers more than others) is lower for "
-        "contribution modes",
-        "{:+.2f} against {:+.2f}",
-        control,
-        stage="intervene",
+        "contribution modes, and below the middle 95 % of random channels, at"
     )
+    beaten = [_beyond_chance(values, nulls) for values, nulls in ((ours, own), (theirs, other))]
+    remark = (
+        f"Random channels are beaten by contribution modes at {beaten[0]} and by activation modes at {beaten[1]}. "
+        f"The 95 % intervals over classes of the two are apart, in this direction, at {_apart(data, *positive)}."
+    )
+    return _judge(data, title, rows, claim, remark, "intervene")
+
+
+def _apart(data: RunData, ours: str, theirs: str) -> str:
+    """At how many layers the one ranking's whole interval lies below the other's."""
+    pairs = [(data.area(layer, ours, "ablate"), data.area(layer, theirs, "ablate")) for layer in data.layers]
+    ends = [(one.get("relative_auc_high"), other.get("relative_auc_low")) for one, other in pairs if one and other]
+    known = [high < low for high, low in ends if high is not None and low is not None]
+    return f"{sum(known)} of {len(known)} layers"
+
+
+def _beyond_chance(values: Values, nulls: Sequence[Mapping[str, Any] | None]) -> str:
+    """At how many layers values lie below the null's interval."""
+    known = [
+        value < null["low"]
+        for value, null in zip(values, nulls, strict=True)
+        if value is not None and null is not None and null["draws"] >= LEAST_DRAWS
+    ]
+    return f"{sum(known)} of {len(known)} layers"
 
 
 def _each_layer(
@@ -184,13 +217,20 @@ def _each_layer(
         known = one is not None and other is not None
         shown = numbers.format(one, other).replace("-", "−") if known else "not measured"
         rows.append((layer, obeys(one, other) if known else None, shown))  # type: ignore[arg-type]
+    return _judge(data, title, rows, f"{claim} at", remark, stage)
+
+
+def _judge(
+    data: RunData, title: str, rows: Sequence[tuple[str, bool | None, str]], claim: str, remark: str, stage: str
+) -> Law:
+    """The verdict on a law about each layer; ``claim`` goes before the layers where it is true."""
     tried = [obeyed for _, obeyed, _ in rows if obeyed is not None]
     if not tried:
         return Law(title, UNKNOWN, _unknown_layers(data, stage), stage=stage)
     place = "every layer" if all(tried) else f"{sum(tried)} of {len(tried)} layers" if any(tried) else "no layer"
     examples = [row for row in rows if row[1] is not None]
     last = f"At the last layer it is {examples[-1][2]}."
-    return Law(title, _verdict(tried), " ".join(filter(None, [f"{claim} at {place}.", last, remark])), rows, stage)
+    return Law(title, _verdict(tried), " ".join(filter(None, [f"{claim} {place}.", last, remark])), rows, stage)
 
 
 def _verdict(tried: Sequence[bool]) -> str:

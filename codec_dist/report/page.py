@@ -15,13 +15,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from codec_dist.config import Config, write_yaml
-from codec_dist.report.causal import layer_curves
+from codec_dist.report.causal import layer_curves, selectivity_figures
 from codec_dist.report.configurations import configurations
 from codec_dist.report.depth import (
     completeness_advice,
     mode_figures,
     residual_figure,
-    selectivity_figures,
     statistics_figures,
 )
 from codec_dist.report.findings import find

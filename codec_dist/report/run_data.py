@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import zarr
 
 from codec_dist.config import store_of_run
+from codec_dist.interventions import results_are_current
 from codec_dist.report.errors import ReportError
 from codec_dist.report.store_facts import StoreFacts, read_store_facts
 from codec_dist.store import store_exists
@@ -96,11 +97,13 @@ class RunData:
     made: frozenset[str] = frozenset()
     """Stages whose results are here and are shown."""
     left_out: frozenset[str] = frozenset()
-    """Stages whose results are here but belong to other settings."""
+    """Stages whose results are here but belong to other settings or to an earlier version."""
     criterion: Mapping[str, Any] = field(default_factory=dict)
     """By which the used SAEs were chosen; empty where it is not known."""
     reasons: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """Why each was chosen, by layer and quantity; empty where there was no choice."""
+    nulls: Sequence[Row] = ()
+    """Statistics of the causal tests beside those of random channels."""
 
     @property
     def unlabelled(self) -> bool:
@@ -118,6 +121,15 @@ class RunData:
         """One value per layer: ``column`` of the row that matches ``equal``; None where there is none."""
         chosen = {row["layer"]: row[column] for row in rows if all(row[name] == value for name, value in equal.items())}
         return [chosen.get(layer) for layer in self.layers]
+
+    def area(self, layer: str, ranking: str, kind: str) -> Row | None:
+        """The areas of one pair of curves."""
+        return _first(self.areas, layer=layer, ranking=ranking, kind=kind)
+
+    def null(self, layer: str, ranking: str, kind: str) -> Row | None:
+        """A relative AUC beside those of random channels; None where there is none or no draw has one."""
+        row = _first(self.nulls, layer=layer, ranking=ranking, kind=kind, statistic="relative_auc")
+        return row if row is not None and row["draws"] else None
 
     def selected_sae(self, layer: str, quantity: str) -> SaeFacts | None:
         """The SAE that later stages use for a layer and quantity."""
@@ -151,6 +163,9 @@ def read_run(
     store = store or store_of_run(directory)
     there = {stage for stage, path in RESULTS.items() if path is not None and (directory / path).exists()}
     there |= {"extract"} if store_exists(store) else set()
+    if not results_are_current(directory / "interventions"):
+        # Numbers of an earlier version mean something else: they are left out until the stage has run again.
+        shown.discard("intervene")
 
     def table(stage: str, name: str) -> list[Row]:
         return _read_table(directory / name) if stage in shown else []
@@ -173,6 +188,7 @@ def read_run(
         made=frozenset(there & shown),
         left_out=frozenset(there - shown),
         criterion=selection.get("criterion", {}),
+        nulls=table("intervene", "interventions/nulls.parquet"),
         reasons={(row["layer"], row["quantity"]): row["reason"] for row in selection.get("choices", [])},
     )
 
@@ -180,6 +196,10 @@ def read_run(
 def quantity_kind(quantity: str) -> str:
     """``contribution``, ``activation``, ``gradient`` or ``random``: what a quantity or a ranking is about."""
     return quantity.partition("-")[0].partition("[")[0]
+
+
+def _first(rows: Sequence[Row], **equal: Any) -> Row | None:
+    return next((row for row in rows if all(row[name] == value for name, value in equal.items())), None)
 
 
 def _read_selection(folder: Path) -> dict[str, Any]:

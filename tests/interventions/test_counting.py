@@ -17,9 +17,9 @@ from codec_dist.interventions import (
     ablate,
     choose_off_targets,
     count_correct,
+    layer_results,
     plan_experiment,
     preserve,
-    trials,
 )
 from codec_dist.interventions.grouping import group_conditions
 
@@ -205,7 +205,7 @@ def test_answers_that_are_not_numbers_are_wrong() -> None:
     counts = count_correct(model, "blocks.0", images, labels, plan.conditions)
     assert not counts.correct.any()
     with pytest.raises(InterventionError, match="answers none rightly"):
-        trials(counts, plan)
+        layer_results(counts, plan)
 
 
 def test_model_is_as_found_and_work_is_small_to_send() -> None:

@@ -111,12 +111,43 @@ def test_a_stage_is_redone_when_its_own_settings_change_and_others_are_not(confi
     run_stages(config)
 
 
-def test_deleted_output_is_made_again(config: Config) -> None:
+def test_deleted_output_and_output_of_an_earlier_format_are_made_again(config: Config) -> None:
     run = RunDirectory(config.run.directory)
-    trials = (run.interventions / "trials.parquet").read_bytes()
-    (run.interventions / "trials.parquet").unlink()
+    subjects, curves = run.interventions / "subjects.parquet", run.interventions / "curves.parquet"
+    before = subjects.read_bytes(), curves.read_bytes()
+    subjects.unlink()
+    # An earlier version said what a point's `trials` were, and left another table.
+    old = pq.read_table(curves).rename_columns({"subjects": "trials"}).replace_schema_metadata(None)
+    pq.write_table(old, curves)
+    pq.write_table(old, run.interventions / "trials.parquet")
     run_stages(config, ["intervene"])
-    assert (run.interventions / "trials.parquet").read_bytes() == trials
+    assert (subjects.read_bytes(), curves.read_bytes()) == before
+    assert not (run.interventions / "trials.parquet").exists()
+
+
+def test_what_is_found_of_a_class_does_not_depend_on_which_others_are_tested(config: Config) -> None:
+    run = RunDirectory(config.run.directory)
+    everything = pq.read_table(run.interventions / "subjects.parquet").to_pylist()
+    run_stages(changed(config, "--interventions.targets", "2", "--interventions.batch_size", "7"), ["intervene"])
+    some = pq.read_table(run.interventions / "subjects.parquet").to_pylist()
+    targets = {row["target"] for row in some}
+    assert len(targets) == 2
+    assert some == [row for row in everything if row["target"] in targets]
+    classes = pq.read_table(run.interventions / "classes.parquet")
+    # Images of classes that nobody asks for are not run: two targets with two off-target classes each.
+    assert len(set(classes["class"].to_pylist())) <= 6
+    run_stages(config)
+
+
+def test_causal_numbers_are_logged_with_their_nulls(config: Config) -> None:
+    run = RunDirectory(config.run.directory)
+    logged = {}
+    for line in (run.path / "metrics.jsonl").read_text().splitlines():
+        table = json.loads(line).get("table")
+        if table and table["name"].startswith("interventions/"):
+            logged[table["name"]] = [dict(zip(table["columns"], row)) for row in table["rows"]]
+    for name in ("auc", "nulls", "curves"):
+        assert logged[f"interventions/{name}"] == pq.read_table(run.interventions / f"{name}.parquet").to_pylist()
 
 
 def test_a_store_of_another_config_is_refused_and_kept(config: Config) -> None:
@@ -208,5 +239,5 @@ def test_unlabelled_images_run_to_the_report(tmp_path: Path, ray_cluster: object
     run_stages(config)
     run = RunDirectory(config.run.directory)
     assert json.loads((run.figures / "maps.json").read_text())
-    assert len(pq.read_table(run.interventions / "trials.parquet")) == 0
+    assert len(pq.read_table(run.interventions / "subjects.parquet")) == 0
     assert run.report.is_file()

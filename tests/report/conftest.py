@@ -224,31 +224,44 @@ def write_modes(directory: Path, words: Words) -> None:
 
 
 def write_interventions(directory: Path, words: Words) -> None:
-    curves, areas = [], []
+    """Contribution modes are beyond chance by ablation at every layer, activation modes at none."""
+    curves, areas, nulls = [], [], []
     for layer in words.layers if words.labelled else ():
         for strength, ranking in enumerate(("random", "activation-positive", "contribution-positive")):
             for kind in ("ablate", "preserve"):
+                key = {"layer": layer, "ranking": ranking, "kind": kind}
                 for percentage in (2.0, 10.0, 50.0):
-                    for role in ("target", "off_target"):
+                    for role in ("target", "off_target", "selectivity"):
                         damage = percentage / 100 * (1 + (strength if role == "target" else 0)) / 3
+                        ratio = 1 - damage if kind == "ablate" else damage
                         curves.append(
                             {
-                                "layer": layer, "ranking": ranking, "kind": kind, "percentage": percentage,
-                                "channels": max(1, int(percentage * CHANNELS / 100)), "role": role,
-                                "ratio": 1 - damage if kind == "ablate" else damage,
-                                "standard_error": 0.05, "trials": 6,
+                                **key, "percentage": percentage, "channels": max(1, int(percentage * CHANNELS / 100)),
+                                "role": role, "ratio": -0.1 * strength if role == "selectivity" else ratio,
+                                "standard_error": 0.05, "subjects": 3,
                             }
                         )  # fmt: skip
                 relative = -0.2 * strength if kind == "ablate" else 0.3 * strength
                 areas.append(
                     {
-                        "layer": layer, "ranking": ranking, "kind": kind, "auc_target": 0.3, "auc_off_target": 0.4,
-                        "relative_auc": relative,
+                        **key, "auc_target": 0.3, "auc_off_target": 0.4, "relative_auc": relative,
+                        "relative_auc_low": relative - 0.15, "relative_auc_high": relative + 0.15,
+                        "relative_auc_mean": relative, "relative_auc_standard_error": 0.07, "subjects": 3,
                     }
                 )  # fmt: skip
+                if ranking != "random":
+                    nulls.append(
+                        {
+                            **key, "statistic": "relative_auc", "observed": relative, "draws": 20, "mean": 0.01,
+                            "standard_deviation": 0.1, "low": -0.24, "high": 0.22, "p": 1 / 21,
+                            "tail": "lower" if kind == "ablate" else "upper",
+                        }
+                    )  # fmt: skip
     (directory / "interventions").mkdir()
-    pq.write_table(pa.Table.from_pylist(curves, SCHEMAS["curves"]), directory / "interventions" / "curves.parquet")
-    pq.write_table(pa.Table.from_pylist(areas, SCHEMAS["auc"]), directory / "interventions" / "auc.parquet")
+    tables: dict[str, list[dict[str, Any]]] = {"curves": curves, "auc": areas, "nulls": nulls}
+    for name, schema in SCHEMAS.items():
+        table = pa.Table.from_pylist(tables.get(name, []), schema)
+        pq.write_table(table, directory / "interventions" / f"{name}.parquet")
 
 
 def write_figures(directory: Path, words: Words) -> None:

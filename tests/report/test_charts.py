@@ -138,3 +138,30 @@ def test_units_read_well() -> None:
     assert [size(one) for one in (12, 12_900_000, 3 * 10**12)] == ["12 B", "12.9 MB", "3.0 TB"]
     assert [duration(one) for one in (1.5, 79, 7300)] == ["1.5 s", "1 min 19 s", "2 h 1 min"]
     assert not re.search("-", number(-1e-9))
+
+
+def test_an_interval_and_a_null_lie_in_proportion_to_their_ends() -> None:
+    dots = [
+        Dot("contribution", -0.5, "c", -0.7, -0.2, (-0.1, 0.0, 0.3)),
+        Dot("activation", -0.4, "a", -0.4, -0.4, (-0.1, 0.0, 0.3)),
+    ]
+    root = ET.fromstring(dot_chart([("l", dots)], Axis("x"), label="x"))
+    (mark,) = (one for one in root.iter("circle"))
+    first, second = (one for one in root.iter("line") if (one.get("class") or "").startswith("interval"))
+    bars = [one for one in root.iter("rect") if "bar" in (one.get("class") or "")]
+    x1, x2, at = (float(one) for one in (first.get("x1", ""), first.get("x2", ""), mark.get("cx", "")))
+    unit = (x2 - x1) / 0.5
+    assert at - x1 == pytest.approx(0.2 * unit, abs=0.05)
+    assert float(bars[0].get("width", "")) == pytest.approx(0.4 * unit, abs=0.05)
+    assert float(bars[0].get("x", "")) - x1 == pytest.approx(0.6 * unit, abs=0.05)
+    # An interval without width is drawn; rankings of one layer have lines of their own.
+    assert second.get("x1") == second.get("x2")
+    assert first.get("y1") == mark.get("cy") != second.get("y1")
+    assert len(bars) == 2
+
+
+@pytest.mark.parametrize("value", [None, 0.2])
+def test_dots_without_interval_or_null_are_drawn(value: float | None) -> None:
+    chart = dot_chart([("l", [Dot("contribution", value, "c"), Dot("activation", value, "a")])], Axis("x"), label="x")
+    assert "nan" not in chart
+    assert "interval" not in chart

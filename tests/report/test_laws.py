@@ -16,8 +16,11 @@ def run_data(
     components: tuple[Series, Series] = ([], []),
     ei: Series | None = None,
     top: tuple[Series, Series] = ([], []),
-    auc: tuple[Series, Series, Series] = ([], [], []),
+    auc: tuple[Series, Series] = ([], []),
+    chance: tuple[Series, Series] = ([], []),
+    draws: int = 20,
 ) -> RunData:
+    """``chance``: lower ends of the null's interval, of contribution and of activation modes."""
     depth = max(map(len, [*hoyer, *components, ei or [], *top, *auc]))
     names = [f"blocks.{place}" for place in range(depth)]
 
@@ -37,13 +40,26 @@ def run_data(
         for kind, series in zip(("contribution", "activation"), top, strict=True)
     ]
     areas = [
-        {"layer": layer, "ranking": ranking, "kind": "ablate", "relative_auc": at(series, place)}
+        {
+            "layer": layer, "ranking": ranking, "kind": "ablate", "relative_auc": (value := at(series, place)),
+            "relative_auc_low": None if value is None else value - 0.06,
+            "relative_auc_high": None if value is None else value + 0.06,
+        }
         for place, layer in enumerate(names)
-        for ranking, series in zip(("contribution-positive", "activation-positive", "random"), auc, strict=True)
-    ]
+        for ranking, series in zip(("contribution-positive", "activation-positive"), auc, strict=True)
+    ]  # fmt: skip
+    nulls = [
+        {
+            "layer": layer, "ranking": ranking, "kind": "ablate", "statistic": "relative_auc", "draws": draws,
+            "low": low, "high": 0.2,
+        }
+        for place, layer in enumerate(names)
+        for ranking, series in zip(("contribution-positive", "activation-positive"), chance, strict=True)
+        if (low := at(series, place)) is not None
+    ]  # fmt: skip
     empty: dict[str, Any] = dict.fromkeys(("saes", "classes", "modes", "maps", "curves", "stages", "class_names"), ())
     return RunData(
-        directory=Path(), store=None, statistics=statistics, layer_counts=counts, areas=areas, **empty
+        directory=Path(), store=None, statistics=statistics, layer_counts=counts, areas=areas, nulls=nulls, **empty
     )  # fmt: skip
 
 
@@ -125,15 +141,36 @@ def test_the_papers_own_series_obey() -> None:
     assert uncertain == {"3D", "5D", "6E"}
 
 
-def test_selectivity_is_better_the_lower_and_is_held_against_chance() -> None:
-    law = laws(auc=([-0.4, -0.1], [-0.2, -0.3], [-0.05, -0.2]))[5]
+def test_selectivity_is_better_the_lower_and_must_be_beyond_chance() -> None:
+    law = laws(
+        auc=([-0.4, -0.1, -0.2], [-0.2, -0.3, -0.1]),
+        chance=([-0.15, -0.15, -0.25], [-0.15, -0.15, -0.25]),
+    )[5]
+    # At the second layer activation modes are more selective; at the third random channels reach as far.
+    assert [obeys for _, obeys, _ in law.layers] == [True, False, False]
     assert law.verdict == PARTLY
-    assert "Against random channels they are more selective at 1 of 2 layers" in law.sentence
     assert law.stage == "intervene"
+    assert "by contribution modes at 1 of 3 layers and by activation modes at 2 of 3 layers" in law.sentence
+    assert "−0.25 to 0.20" in law.layers[2][2]
+    # Intervals reach .06 to both sides: those of the first layer do not overlap, those of the third do.
+    assert "are apart, in this direction, at 1 of 3 layers" in law.sentence
+    both_by_chance = laws(auc=([-0.4, -0.4], [-0.2, -0.2]), chance=([-0.5, -0.5], [-0.5, -0.5]))[5]
+    assert both_by_chance.verdict == FAILS
+    assert laws(auc=([-0.4], [-0.2]), chance=([-0.3], [-0.3]))[5].verdict == HOLDS
+
+
+def test_without_enough_random_draws_selectivity_is_not_judged() -> None:
+    for law in (
+        laws(auc=([-0.9], [-0.2]))[5],
+        laws(auc=([-0.9], [-0.2]), chance=([-0.1], [-0.1]), draws=18)[5],
+    ):
+        assert law.verdict == UNKNOWN
+        assert "19 random draws" in law.sentence
+    assert laws(auc=([-0.9], [-0.2]), chance=([-0.1], [-0.1]), draws=19)[5].verdict == HOLDS
 
 
 def test_numbers_carry_a_true_minus_sign() -> None:
-    assert "−0.10 against −0.30" in laws(auc=([-0.1], [-0.3], [0.0]))[5].sentence
+    assert "−0.10 against −0.30" in laws(auc=([-0.1], [-0.3]), chance=([0.0], [0.0]))[5].sentence
 
 
 def test_rank_correlation_is_spearmans() -> None:

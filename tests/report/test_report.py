@@ -213,8 +213,8 @@ def test_nothing_is_said_of_other_settings_where_all_is_current(make_run: Any) -
 def test_findings_leave_out_results_of_other_settings(make_run: Any) -> None:
     shown = str(findings(make_run().directory, {"prepare", "extract", "train"}))
     (row,) = (line for line in shown.splitlines() if line.startswith("blocks.1"))
-    assert row.split() == ["blocks.1", "–", "–", "–", "0.80", "–", "–", "–"]
-    assert "left out, of other settings: summarize, intervene, visualize" in shown
+    assert row.split() == ["blocks.1", "–", "–", "–", "0.80", *["–"] * 4]
+    assert "left out, of other settings or an earlier version: summarize, intervene, visualize" in shown
 
 
 def test_saes_of_an_earlier_plan_are_not_shown(make_run: Any) -> None:
@@ -267,12 +267,41 @@ def test_interventions_without_trials_say_why(make_run: Any) -> None:
     assert "relative ablation AUC" not in str(findings(run.directory)).splitlines()[0]
 
 
+def test_each_causal_claim_stands_beside_its_interval_and_its_null(make_run: Any) -> None:
+    text = Page(build(make_run())).text
+    # Headline: relative AUC, its interval over classes, and that of random channels.
+    assert "95 %: −0.55 to −0.25; random channels: −0.24 to 0.22, p = 0.048" in text
+    # The numbers under the chart, of contribution and of activation modes.
+    for name, value, ends in (
+        ("contribution", "−0.400", "−0.550 to −0.250"),
+        ("activation", "−0.200", "−0.350 to −0.050"),
+    ):
+        row = f"blocks.1 {name} modes {value} {ends} {value} 0.070 3 0.010 −0.240 to 0.220 20 0.048"
+        assert row in text
+    # The verdict: lower than activation modes, and beyond what random channels give.
+    assert "by contribution modes at 3 of 3 layers and by activation modes at 0 of 3 layers" in text
+    assert "Whiskers: 95 % bootstrap interval over 3 target classes" in text
+
+
+def test_results_in_an_earlier_format_are_left_out_with_the_command_that_makes_them_again(make_run: Any) -> None:
+    run = make_run()
+    path = run.directory / "interventions" / "curves.parquet"
+    old = pq.read_table(path).replace_schema_metadata(None).rename_columns({"subjects": "trials"})
+    pq.write_table(old, path)
+    text = Page(build(run)).text
+    assert "There are results of intervene , but of an earlier version" in text
+    assert "codec-dist intervene" in text
+    assert "relative ablation AUC" not in text.partition("Causal tests")[0].partition("Do the laws")[0]
+    assert "an earlier version: intervene" in str(findings(run.directory))
+
+
 def test_findings_are_a_table_for_the_terminal(make_run: Any) -> None:
     run = make_run()
     shown = str(findings(run.directory))
     assert "model accuracy: 87.5 % (on the evaluate part)" in shown
     (row,) = (line for line in shown.splitlines() if line.startswith("blocks.1"))
-    assert row.split() == ["blocks.1", "0.50", "0.40", "0.50", "0.80", "3", "−0.40", "0.00"]
+    chance = ["−0.24", "to", "0.22", "0.048"]
+    assert row.split() == ["blocks.1", "0.50", "0.40", "0.50", "0.80", "3", "−0.40", *chance]
     assert "holds:" in shown
 
 
