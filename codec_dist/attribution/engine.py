@@ -30,6 +30,7 @@ from codec_dist.attribution.reductions import make_reduction
 from codec_dist.attribution.results import AttributionResult, concatenate
 from codec_dist.attribution.steps import StepsChoice, choose_steps
 from codec_dist.attribution.targets import Target, TopK
+from codec_dist.attribution.tracing import AxisTrace
 from codec_dist.models.layers import resolve_layers
 
 Images = Float[Tensor, "batch ..."]
@@ -285,8 +286,12 @@ class Attributor:
 
     def _probe(self, capture: Capture, image: Images) -> None:
         # Two images: a tensor that does not grow with the batch has no row for each.
-        with torch.no_grad():
-            hidden = capture(torch.cat([image, image])).hidden
+        pair = torch.cat([image, image])
+        with torch.no_grad(), AxisTrace(self.model, pair) as trace:
+            hidden = capture(pair).hidden
+        self._settings.reductions = {
+            key: make_reduction(self.model, key, trace.of(hidden[key.site])) for key in self.keys
+        }
         channels = {str(key): self._settings.reduce(key, hidden[key.site], 2)[0].shape[1] for key in self.keys}
         self._settings.cuts = find_cuts(capture, image)
         if self._fold:

@@ -33,6 +33,7 @@ class ChangedModel:
         self._parameter = next(model.parameters(), images)
         self._images = self._hidden = images[:0]
         first = self.prepared(images[:1])
+        self._layout.learn(first)
         self._shared = self._is_cut(first)
         with torch.inference_mode():
             self._check(first, groups)
