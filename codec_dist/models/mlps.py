@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 # How the two layers are called in timm, torch, torchvision and what is modelled on them.
-NAMES = (("fc1", "fc2"), ("fc1_x", "fc2"), ("linear1", "linear2"), ("lin1", "lin2"), ("w12", "w3"))
+NAMES = (
+    *(("fc1", "fc2"), ("fc1_x", "fc2"), ("linear1", "linear2"), ("lin1", "lin2")),
+    *(("w12", "w3"), ("w1", "w2"), ("up_proj", "down_proj")),
+)
 LINEAR = (nn.Linear, nn.Conv1d, nn.Conv2d)
 # Inputs of fewer numbers are coordinates: the MLP computes relative position biases.
 COORDINATES = 4

@@ -68,9 +68,9 @@ CASES: dict[str, tuple[dict[str, object], dict[str, Tokens]]] = {
         {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 2},
         {"blocks.0": NONE, "blocks.1": NONE, "cls_attn_blocks.0": FIRST, "cls_attn_blocks.1": FIRST},
     ),
-    "mixer_s32_224": ({"img_size": 32, "patch_size": 8, "num_blocks": 2, "embed_dim": 24}, {"blocks.0": NONE}),
-    "gmlp_ti16_224": ({"img_size": 32, "patch_size": 8, "num_blocks": 2, "embed_dim": 24}, {"blocks.1": NONE}),
-    "resmlp_12_224": ({"img_size": 32, "patch_size": 8, "num_blocks": 2, "embed_dim": 24}, {"blocks.1": NONE}),
+    "mixer_s32_224": ({"img_size": 64}, {"blocks.0": NONE}),
+    "gmlp_ti16_224": ({"img_size": 32}, {"blocks.1": NONE}),
+    "resmlp_12_224": ({"img_size": 32}, {"blocks.1": NONE}),
     "convit_tiny": (
         {**SMALL_VIT, "num_heads": 4, "embed_dim": 16, "local_up_to_layer": 1},
         {"blocks.0": NONE, "blocks.1": FIRST},
@@ -80,8 +80,7 @@ CASES: dict[str, tuple[dict[str, object], dict[str, Tokens]]] = {
     "pit_ti_distilled_224": ({"img_size": 64}, {"transformers.1.blocks.0": Tokens(0, slice(2, None))}),
     "pvt_v2_b0": ({}, {"stages.0.blocks.0": NONE, "stages.3.blocks.1": NONE}),
     "coat_lite_tiny": ({"img_size": 64}, {"serial_blocks1.0": FIRST, "serial_blocks4.1": FIRST}),
-    "hiera_tiny_224": ({"img_size": 64, "stages": (1, 1)}, {"blocks.0": NONE, "blocks.1": NONE}),
-    "mvitv2_base_cls": ({"img_size": 64, "depths": (1, 1), "embed_dim": 24}, {"stages.0.blocks.0": FIRST}),
+    "hiera_tiny_224": ({"img_size": 224}, {"blocks.0": NONE, "blocks.11": NONE}),
     "volo_d1_224": ({"img_size": 64}, {"post_network.0": FIRST}),
 }
 
@@ -168,12 +167,13 @@ class Attention(nn.Module):
 
 class InPlace(Attention):
     def forward(self, tokens: Tensor) -> Tensor:
+        change = super().forward(tokens)
         tokens = tokens.clone()
-        tokens += super().forward(tokens)
+        tokens += change
         return tokens.relu_()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(
     learned=st.lists(st.sampled_from(["cls", "reg", "dist"]), unique=True, max_size=3),
     late=st.booleans(),
@@ -223,9 +223,8 @@ def test_tokens_that_cannot_be_told_are_refused_unless_the_model_says_how_many_p
 # Two sizes of the image: the axis whose length stays the same holds the channels.
 SIZES: dict[str, tuple[int, int, str]] = {
     "mambaout_femto": (192, 128, "stages.0.blocks.0 stages.0 stages.1.blocks.0"),
-    "swin_tiny_patch4_window7_224": (224, 448, "layers.0.blocks.1 layers.1"),
+    "swin_tiny_patch4_window7_224": (112, 224, "layers.0.blocks.1 layers.1"),
     "hieradet_small": (64, 96, "blocks.0 blocks.2"),
-    "gcvit_xxtiny": (224, 448, "stages.0.blocks.0"),
     "convnext_atto": (160, 96, "stages.0.blocks.0 stages.1.blocks.1"),
     "convnextv2_atto": (160, 96, "stages.0.blocks.0"),
     "poolformerv2_s12": (64, 96, "stages.0.blocks.0 stages.3.blocks.1"),
@@ -234,7 +233,7 @@ SIZES: dict[str, tuple[int, int, str]] = {
     "focalnet_tiny_srf": (64, 96, "layers.0.blocks.0"),
     "edgenext_xx_small": (96, 64, "stages.0.blocks.0 stages.1.blocks.1"),
     "inception_next_atto": (160, 96, "stages.0.blocks.0"),
-    "fastvit_t8": (192, 96, "stages.0.blocks.0"),
+    "fastvit_t8": (96, 64, "stages.0.blocks.0"),
     "regnety_002": (96, 64, "s1.b1"),
     "pvt_v2_b0": (128, 64, "stages.0.blocks.0"),
 }
@@ -305,7 +304,7 @@ class Square(nn.Module):
 KINDS = st.tuples(st.sampled_from(["convolution", "linear", "norm", "scale", "nothing"]), st.booleans())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(kinds=st.lists(KINDS, min_size=1, max_size=3), last=st.booleans())
 def test_channels_of_square_tensors(kinds: list[tuple[str, bool]], last: bool) -> None:
     torch.manual_seed(0)
