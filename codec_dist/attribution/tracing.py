@@ -40,7 +40,7 @@ class Traced(NamedTuple):
 
 
 def trace_layers(
-    model: nn.Module, keys: Iterable[LayerKey], images: Tensor, *others: Any, **named: Any
+    model: nn.Module, keys: Iterable[LayerKey], images: Tensor, *others: object, **named: object
 ) -> dict[LayerKey, Traced]:
     """What one forward pass without gradients tells of each site that it reaches.
 
@@ -48,7 +48,8 @@ def trace_layers(
         model: any state; left as found.
         keys: layer keys; their reductions are ignored.
         images: inputs on the model's device, [batch, ...]; the first is used, twice.
-        others, named: what else the model takes.
+        *others: what else the model takes.
+        **named: the same by name.
 
     Raises:
         AttributionError: the model has no such module, or it does not return (or take) exactly one tensor.

@@ -81,12 +81,13 @@ class ChannelLayout:
         self._known: dict[torch.Size, tuple[Tensor, int]] = {}
         self.learned, self.learning = not needs_trace(model, self.key), False
 
-    def learn(self, images: Tensor, *others: Any, **named: Any) -> None:
+    def learn(self, images: Tensor, *others: object, **named: object) -> None:
         """Find out from a forward pass where channels and tokens are, if the layer's module does not tell.
 
         Args:
             images: inputs on the model's device; one is used.
-            others, named: what else the model takes.
+            *others: what else the model takes.
+            **named: the same by name.
         """
         if self.learned or self.learning:
             return

@@ -212,7 +212,7 @@ def test_tokens_that_cannot_be_told_are_refused_unless_the_model_says_how_many_p
     torch.manual_seed(0)
     model, images = Assigned(), torch.randn(2, 3, 32, 32)
     for name in ("class_token", "patch_tokens"):
-        with pytest.raises(AttributionError, match="cannot be told from the forward pass: use encoder.1:tokens"):
+        with pytest.raises(AttributionError, match=r"cannot be told from the forward pass: use encoder\.1:tokens"):
             Attributor(model, [f"encoder.1:{name}"]).probe(images)
     model.num_patches = 16
     check_tokens(model, "encoder.1", FIRST, images)
