@@ -89,7 +89,8 @@ def _counted(model: nn.Module, count: int) -> tuple[Run, ...]:
         if "token" in name.rpartition(".")[2] and not re.search(r"mask|pos", name.rpartition(".")[2])
     ]
     learned.sort(key=lambda item: not CLASS_TOKEN.search(item[0].rpartition(".")[2]))
-    stated = {module.num_patches for module in model.modules() if isinstance(getattr(module, "num_patches", None), int)}
+    numbers = [getattr(module, "num_patches", None) for module in model.modules()]
+    stated = {number for number in numbers if isinstance(number, int)}
     prefix = sum(length for _, length in learned)
     declared = {module.num_prefix_tokens for module in model.modules() if hasattr(module, "num_prefix_tokens")}
     if len(stated) != 1 or stated.pop() + prefix != count or declared - {prefix}:
