@@ -8,7 +8,7 @@ from codec_dist.attribution.engine import Attributor
 from codec_dist.attribution.errors import AttributionError, NotFiniteError
 from codec_dist.attribution.memory import is_out_of_memory
 from codec_dist.attribution.methods import METHODS, ActivationGradient, IntegratedGradients, Method, SmoothGradient
-from codec_dist.attribution.reductions import Reduction, make_reduction
+from codec_dist.attribution.reductions import Reduction, make_reduction, needs_trace
 from codec_dist.attribution.results import AttributionResult, LayerResult, relative_residual
 from codec_dist.attribution.self_check import Optimizations
 from codec_dist.attribution.steps import StepsChoice, choose_steps
@@ -25,6 +25,7 @@ from codec_dist.attribution.targets import (
     TopK,
     TrueLabel,
 )
+from codec_dist.attribution.tracing import Traced, trace_layers
 
 __all__ = [
     "BASELINES",
@@ -59,6 +60,7 @@ __all__ = [
     "Surprisal",
     "Target",
     "TopK",
+    "Traced",
     "TrueLabel",
     "Zeros",
     "borrowed",
@@ -67,5 +69,7 @@ __all__ = [
     "find_cuts",
     "is_out_of_memory",
     "make_reduction",
+    "needs_trace",
     "relative_residual",
+    "trace_layers",
 ]

@@ -1,6 +1,4 @@
-"""Where the channels of a hidden tensor are: known from the module, for the shape does not tell."""
-
-from collections.abc import Sequence
+"""Where the channels of a hidden tensor are, for modules of torch whose own type says so."""
 
 from torch import nn
 
@@ -13,12 +11,6 @@ CHANNELS_FIRST = (
 )
 # What timm's MLPs do between their two linear layers.
 WITHIN_MLP = ("act", "drop1", "norm")
-# Classes of torchvision and timm whose tensors are [batch, height, width, channels].
-CHANNELS_LAST = (
-    *("SwinTransformerBlock", "SwinTransformerBlockV2", "SwinTransformerV2Block"),
-    *("SwinTransformerStage", "SwinTransformerV2Stage", "ShiftedWindowAttention", "ShiftedWindowAttentionV2"),
-    *("PatchMerging", "PatchMergingV2"),
-)
 
 
 def keeps_channels_last(model: nn.Module, key: LayerKey) -> bool:
@@ -29,21 +21,6 @@ def keeps_channels_last(model: nn.Module, key: LayerKey) -> bool:
 def keeps_channels_first(model: nn.Module, key: LayerKey) -> bool:
     """Whether a three-dimensional output (or input) of the module is [batch, channels, length], not tokens."""
     return _order(model, key.module, key.at_input) == "first"
-
-
-def may_be_channels_last(model: nn.Module, key: LayerKey, shape: Sequence[int]) -> bool:
-    """Whether the last of four dimensions is as wide as the module's layers, and the second is not.
-
-    For modules whose order is not known: their own linear layers and norms tell how many channels there are.
-    """
-    if key.module not in dict(model.named_modules()) or _order(model, key.module, key.at_input) is not None:
-        return False
-    module = model.get_submodule(key.module)
-    last = {each.out_features for each in module.modules() if isinstance(each, nn.Linear)}
-    last |= {each.normalized_shape[-1] for each in module.modules() if isinstance(each, nn.LayerNorm)}
-    first = {each.out_channels for each in module.modules() if isinstance(each, nn.Conv2d)}
-    first |= {each.num_features for each in module.modules() if isinstance(each, nn.BatchNorm2d)}
-    return shape[3] in last and shape[1] not in first | last
 
 
 def _order(model: nn.Module, name: str, at_input: bool) -> str | None:
@@ -67,8 +44,6 @@ def _known(module: nn.Module, at_input: bool) -> str | None:
         return "first"
     # Subclasses of LayerNorm normalise channels that come first.
     if isinstance(module, nn.Linear) or type(module) is nn.LayerNorm:
-        return "last"
-    if type(module).__name__ in CHANNELS_LAST:
         return "last"
     dimensions = getattr(module, "dims", None)
     if type(module).__name__ == "Permute" and isinstance(dimensions, list | tuple):

@@ -35,6 +35,7 @@ from codec_dist.attribution.results import AttributionResult, concatenate
 from codec_dist.attribution.self_check import Optimizations, SelfCheck, fastest_agreeing, two_images
 from codec_dist.attribution.steps import StepsChoice, choose_steps
 from codec_dist.attribution.targets import Target, TopK
+from codec_dist.attribution.tracing import AxisTrace
 from codec_dist.models.layers import resolve_layers
 
 Images = Float[Tensor, "batch ..."]
@@ -343,8 +344,11 @@ class Attributor:
     def _probe(self, images: Images) -> None:
         with self._capture as capture:
             # Two images: a tensor that does not grow with the batch has no row for each.
-            with torch.no_grad():
+            with torch.no_grad(), AxisTrace(self.model, images) as trace:
                 hidden = capture(images).hidden
+            self._settings.reductions = {
+                key: make_reduction(self.model, key, trace.of(hidden[key.site])) for key in self.keys
+            }
             channels = {str(key): self._settings.reduce(key, hidden[key.site], 2)[0].shape[1] for key in self.keys}
             self._settings.cuts = find_cuts(capture, images[:1])
             if self._optimizations.fold_batchnorm:

@@ -4,14 +4,16 @@ The order is fixed: first the split by sign at each position, then the sum over 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from codec_dist.attribution.channel_order import keeps_channels_first, keeps_channels_last, may_be_channels_last
+from codec_dist.attribution.channel_order import keeps_channels_first, keeps_channels_last
 from codec_dist.attribution.errors import AttributionError
 from codec_dist.attribution.outputs import widened
+from codec_dist.attribution.tokens import find_tokens
+from codec_dist.attribution.tracing import Traced
 from codec_dist.models.layers import LayerKey
 from codec_dist.utils import suggestion
 
@@ -25,9 +27,9 @@ class Reduction(NamedTuple):
     arrange: Callable[[Tensor], Positions]
     """From the hidden shape to [batch, channels, positions], as a view where possible."""
     mean: bool = False
-    """Mean in place of the sum over positions."""
-    channels_last: bool = False
-    """The hidden tensor is [batch, height, width, channels]."""
+    """Mean instead of the sum over positions."""
+    channel_axis: Callable[[Tensor], int] = lambda values: 1
+    """Which dimension of a hidden tensor holds the channels."""
 
     def split(self, values: Float[Tensor, "batch ..."]) -> Split:
         """Positive and negative parts [batch, channels]: split by sign at each position, then summed."""
@@ -40,72 +42,85 @@ class Reduction(NamedTuple):
     def positions(self, values: Float[Tensor, "batch ..."]) -> tuple[int, ...]:
         """Shape of the positions of a hidden tensor: (height, width) of an image, else their number alone."""
         if values.ndim == 4:
-            return tuple(values.shape[1:3] if self.channels_last else values.shape[2:])
+            axis = self.channel_axis(values)
+            return tuple(size for place, size in enumerate(values.shape) if place not in (0, axis))
         return (self.arrange(values).shape[2],)
 
 
-def make_reduction(model: nn.Module, key: LayerKey) -> Reduction:
+def make_reduction(model: nn.Module, key: LayerKey, traced: Traced | None = None) -> Reduction:
     """The reduction that a layer key asks for.
 
-    Without a name: [batch, channels] as it is, [batch, tokens, channels] over tokens, and
-    [batch, channels, height, width] over height and width; for modules that are known to keep channels last
-    (linear layers, LayerNorm, Swin blocks) [batch, height, width, channels]. By name: ``tokens`` (all
-    tokens), ``patch_tokens`` (without class and register tokens), ``class_token`` (the first alone), ``heads``
-    (attention heads in place of channels, over tokens and head dimensions), ``channels_first`` and
-    ``channels_last`` (where the channels of an image are, should the default be wrong), ``mean`` (the default
-    as a mean over positions).
+    Without a name: over all dimensions but the batch and the channels. Those are where the module's type says so
+    (convolutions, linear layers, norms), else where the forward pass proves it (:func:`trace_layers`), else the
+    last of [batch, tokens, channels]. By name: ``tokens`` (all tokens), ``patch_tokens`` (those of the image,
+    without class, distillation and register tokens), ``class_token`` (it alone), ``heads`` (attention heads
+    instead of channels, over tokens and head dimensions), ``channels_first`` and ``channels_last`` (where the
+    channels of an image are, should the default be wrong), ``mean`` (the default as a mean over positions).
+
+    Args:
+        model: the model.
+        key: the layer.
+        traced: what a forward pass told of the layer; without it the channels of unknown modules come first, and
+            class and patch tokens cannot be had.
 
     Raises:
-        AttributionError: no such reduction, or the model does not have what it needs.
+        AttributionError: no such reduction, or the model does not have what it needs. What the tensor must have is
+            checked when it is reduced.
     """
     name = key.reduction
-    if name in (None, "mean", "channels_first", "channels_last"):
-        last = name == "channels_last" or (name != "channels_first" and keeps_channels_last(model, key))
-        first = name == "channels_first" or keeps_channels_first(model, key)
-        checked = name in ("channels_first", "channels_last") or last or first
+    if name not in (None, "mean", "channels_first", "channels_last", *NAMED):
+        known = suggestion(name, [*NAMED, "mean", "channels_first", "channels_last"])
+        raise AttributionError(f"layer {key}: unknown reduction {name!r}: {known}")
+    if name == "heads":
+        return Reduction(_heads(model, key))
+    axis = _channel_axis(model, key, traced)
 
-        def arrange(values: Tensor) -> Positions:
-            if not checked and values.ndim == 4 and may_be_channels_last(model, key, values.shape):
-                raise AttributionError(
-                    f"layer {key} is {list(values.shape)}, and whether its channels are the second or the last "
-                    f"dimension is not known: say so by {key.module}:channels_first or {key.module}:channels_last"
-                )
-            return _by_shape(key, values, first, last)
+    def arrange(values: Tensor) -> Positions:
+        if name in ("class_token", "patch_tokens"):
+            _require_three(key, values)
+            tokens = 3 - axis(values)
+            values = find_tokens(model, key, traced, values.shape[tokens]).of(values, tokens)
+        elif name == "tokens":
+            _require_three(key, values)
+        return values.unsqueeze(2) if values.ndim == 2 else values.movedim(axis(values), 1).flatten(2)
 
-        return Reduction(arrange, name == "mean", last)
-    if name not in NAMED:
-        raise AttributionError(
-            f"layer {key}: unknown reduction {name!r}: "
-            f"{suggestion(name, [*NAMED, 'mean', 'channels_first', 'channels_last'])}"
-        )
-    return Reduction(NAMED[name](model, key))
+    return Reduction(arrange, name == "mean", axis)
 
 
-def _by_shape(key: LayerKey, values: Tensor, first: bool, last: bool) -> Positions:
-    if values.ndim < 2:
-        raise AttributionError(f"layer {key} is {list(values.shape)}: at least [batch, channels] is needed")
-    if key.reduction == "channels_last" and values.ndim != 4:
-        raise AttributionError(f"layer {key} is {list(values.shape)}: channels_last needs four dimensions")
-    if values.ndim == 2:
-        return values.unsqueeze(2)
-    if values.ndim == 3 and not first:
-        return values.transpose(1, 2)
-    return values.flatten(1, 2).transpose(1, 2) if last and values.ndim == 4 else values.flatten(2)
+def needs_trace(model: nn.Module, key: LayerKey) -> bool:
+    """Whether a layer's reduction depends on what the forward pass tells."""
+    if key.reduction in ("class_token", "patch_tokens"):
+        return True
+    known = keeps_channels_last(model, key) or keeps_channels_first(model, key)
+    return key.reduction in (None, "mean", "tokens") and not known
 
 
-def _tokens(model: nn.Module, key: LayerKey) -> Callable[[Tensor], Positions]:
-    return lambda values: _three(key, values).transpose(1, 2)
+def _channel_axis(model: nn.Module, key: LayerKey, traced: Traced | None) -> Callable[[Tensor], int]:
+    named = key.reduction if key.reduction in ("channels_first", "channels_last") else None
+    last = named == "channels_last" or (named is None and keeps_channels_last(model, key))
+    first = named == "channels_first" or (named is None and keeps_channels_first(model, key))
 
+    def axis(values: Tensor) -> int:
+        if values.ndim < 2:
+            raise AttributionError(f"layer {key} is {list(values.shape)}: at least [batch, channels] is needed")
+        if named == "channels_last" and values.ndim != 4:
+            raise AttributionError(f"layer {key} is {list(values.shape)}: channels_last needs four dimensions")
+        if first or values.ndim == 2:
+            return 1
+        if last:
+            return values.ndim - 1
+        if traced is not None and traced.channel_axis is not None:
+            return traced.channel_axis
+        if values.ndim == 3:
+            return 2
+        if traced is not None:
+            raise AttributionError(
+                f"layer {key} is {list(values.shape)}, and the forward pass does not tell which dimension holds its "
+                f"channels: say so by {key.module}:channels_first or {key.module}:channels_last"
+            )
+        return 1
 
-def _patch_tokens(model: nn.Module, key: LayerKey) -> Callable[[Tensor], Positions]:
-    prefix = int(_first_attribute(model, "num_prefix_tokens", 1))
-    return lambda values: _three(key, values)[:, prefix:].transpose(1, 2)
-
-
-def _class_token(model: nn.Module, key: LayerKey) -> Callable[[Tensor], Positions]:
-    if not _first_attribute(model, "has_class_token", True):
-        raise AttributionError(f"layer {key}: {type(model).__name__} has no class token; use tokens or mean")
-    return lambda values: _three(key, values)[:, :1].transpose(1, 2)
+    return axis
 
 
 def _heads(model: nn.Module, key: LayerKey) -> Callable[[Tensor], Positions]:
@@ -118,7 +133,8 @@ def _heads(model: nn.Module, key: LayerKey) -> Callable[[Tensor], Positions]:
         )
 
     def arrange(values: Tensor) -> Positions:
-        batch, tokens, width = _three(key, values).shape
+        _require_three(key, values)
+        batch, tokens, width = values.shape
         if width % heads:
             raise AttributionError(f"layer {key}: {width} dimensions do not divide into {heads} heads")
         return values.reshape(batch, tokens, heads, width // heads).transpose(1, 2).flatten(2)
@@ -126,20 +142,9 @@ def _heads(model: nn.Module, key: LayerKey) -> Callable[[Tensor], Positions]:
     return arrange
 
 
-NAMED: dict[str, Callable[[nn.Module, LayerKey], Callable[[Tensor], Positions]]] = {
-    "tokens": _tokens,
-    "patch_tokens": _patch_tokens,
-    "class_token": _class_token,
-    "heads": _heads,
-}
+NAMED = ("tokens", "patch_tokens", "class_token", "heads")
 
 
-def _three(key: LayerKey, values: Tensor) -> Tensor:
+def _require_three(key: LayerKey, values: Tensor) -> None:
     if values.ndim != 3:
         raise AttributionError(f"layer {key} is {list(values.shape)}: {key.reduction} needs [batch, tokens, channels]")
-    return values
-
-
-def _first_attribute(model: nn.Module, name: str, default: Any) -> Any:
-    """An attribute of the model, or of the transformer that it wraps."""
-    return next((getattr(module, name) for module in model.modules() if hasattr(module, name)), default)

@@ -35,6 +35,7 @@ class ChangedModel:
         self._channels = groups.channels
         self._shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=self._parameter.device)
         first = self.prepared(images[:1])
+        self._layout.learn(first)
         self._shared = self._is_cut(first)
         with torch.inference_mode():
             self._check(first, groups)

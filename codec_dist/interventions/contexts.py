@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from codec_dist.attribution import edited
-from codec_dist.attribution.reductions import make_reduction
+from codec_dist.attribution import edited, make_reduction, needs_trace, trace_layers
 from codec_dist.interventions.errors import InterventionError
 from codec_dist.models import LayerKey, resolve_layers
 
@@ -76,8 +76,28 @@ class ChannelLayout:
 
     def __init__(self, model: nn.Module, layer: str) -> None:
         self.key = resolve_layer(model, layer)
+        self._model = model
         self._arrange = make_reduction(model, self.key).arrange
         self._known: dict[torch.Size, tuple[Tensor, int]] = {}
+        self.learned, self.learning = not needs_trace(model, self.key), False
+
+    def learn(self, images: Tensor, *others: object, **named: object) -> None:
+        """Find out from a forward pass where channels and tokens are, if the layer's module does not tell.
+
+        Args:
+            images: inputs on the model's device; one is used.
+            *others: what else the model takes.
+            **named: the same by name.
+        """
+        if self.learned or self.learning:
+            return
+        self.learning = True
+        try:
+            traced = trace_layers(self._model, [self.key], images, *others, **named).get(self.key.site)
+            self._arrange = make_reduction(self._model, self.key, traced).arrange
+            self.learned = True
+        finally:
+            self.learning = False
 
     def count(self, hidden: Float[Tensor, "batch ..."]) -> int:
         """Number of channels."""
@@ -141,15 +161,25 @@ def _edit(
 ) -> Iterator[None]:
     layout = ChannelLayout(model, layer)
 
+    def learn(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if inputs:
+            layout.learn(*inputs, **named)
+
     def edit(hidden: Tensor) -> Tensor:
+        if layout.learning:
+            return hidden
         count = layout.count(hidden)
         if chosen and max(chosen) >= count:
             raise InterventionError(f"channel {max(chosen)} of {layer} does not exist: it has {count} channels (0 …)")
         per_channel = values(count).to(hidden.device, hidden.dtype)[None]
         return combine(hidden, layout.spread(per_channel, hidden, elsewhere))
 
-    with edited(model, {layout.key: edit}):
-        yield
+    handle = model.register_forward_pre_hook(learn, with_kwargs=True)
+    try:
+        with edited(model, {layout.key: edit}):
+            yield
+    finally:
+        handle.remove()
 
 
 def _factors(count: int, chosen: list[int], *, inside: float, outside: float) -> Float[Tensor, "channels"]:

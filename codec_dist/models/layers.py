@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from codec_dist.models.errors import ModelError
+from codec_dist.models.mlps import find_mlps
 from codec_dist.utils import suggestion
 
 BLOCK_CLASS = re.compile(r"(Block|Bottleneck|InvertedResidual|EncoderLayer|MBConv)(V?\d+)?$")
@@ -58,8 +59,8 @@ def resolve_layers(model: nn.Module, patterns: Sequence[str]) -> tuple[LayerKey,
     - ``blocks``: the outermost residual or transformer blocks. These are the items of every list or
       ``Sequential`` called ``blocks``, and modules whose class is called a block (``Bottleneck``,
       ``BasicBlock``, ``CNBlock``, ``InvertedResidual``, ``EncoderBlock``, ...).
-    - ``mlp_neurons``: the input of the second linear layer of every MLP with ``fc1`` and ``fc2`` (timm's),
-      and of torchvision's transformers and ConvNeXts.
+    - ``mlp_neurons``: the input of the second linear layer of every MLP (timm's, torchvision's, torch's and others
+      built alike; not of squeeze-excite modules, which gate with a pooled vector: :func:`find_mlps`).
     - ``attention_channels``: the input of the output projection ``proj`` of every attention.
     - ``attention_heads``: the same, reduced to heads.
 
@@ -135,20 +136,7 @@ def _blocks(model: nn.Module) -> Iterator[LayerKey]:
 
 
 def _mlp_neurons(model: nn.Module) -> Iterator[LayerKey]:
-    for name, module in model.named_modules():
-        if isinstance(getattr(module, "fc1", None), nn.Module) and isinstance(getattr(module, "fc2", None), nn.Module):
-            yield LayerKey(f"{name}.fc2".lstrip("."), at_input=True)
-        elif isinstance(module, nn.Sequential) and _is_mlp(model, name, module):
-            second = [child for child, item in module.named_children() if isinstance(item, nn.Linear)][1]
-            yield LayerKey(f"{name}.{second}".lstrip("."), at_input=True)
-
-
-def _is_mlp(model: nn.Module, name: str, module: nn.Sequential) -> bool:
-    """Whether a sequence is one of torchvision's MLPs: of its transformers, or of a ConvNeXt's block."""
-    if sum(isinstance(item, nn.Linear) for item in module) != 2:
-        return False
-    parent = model.get_submodule(name.rpartition(".")[0])
-    return type(module).__name__ in ("MLP", "MLPBlock") or type(parent).__name__ == "CNBlock"
+    return (LayerKey(name, at_input=True) for name in find_mlps(model))
 
 
 def _attention_channels(model: nn.Module) -> Iterator[LayerKey]:

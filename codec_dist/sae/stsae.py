@@ -33,7 +33,7 @@ class StsaeOptions(TrainedOptions):
     hidden_per_channel: int | float | None = None
     """Width of the encoder per channel."""
     l1: int | float = 5e-5
-    """Weight λ of the mean absolute value of the dictionary."""
+    """Weight λ of the mean absolute value of the dictionary (nonnegative: of relu(D))."""
     dropout: int | float = 0.05
     """Fraction of hidden units dropped in training."""
     initial_l0: int | float | None = None
@@ -66,7 +66,7 @@ class StsaeAutoencoder(TrainedAutoencoder):
 
         c = sigmoid(encoder(x)),   z = c · 1[c ≥ τ] (the mask is constant),   x̂ = z D
         encoder: [Linear, Dropout, ReLU, LayerNorm] twice, then Linear without bias
-        loss = mean (x − x̂)² + λ · mean |D|
+        loss = mean (x − x̂)² + λ · mean |D|   (nonnegative: relu(D) in the place of D, here and in x̂)
 
     With the options' defaults this is the bare recipe of the paper: a mode whose code stays below τ gets no
     gradient, and at the start very few codes reach .9, so on small data most modes may never fire. Against
@@ -110,7 +110,7 @@ class StsaeAutoencoder(TrainedAutoencoder):
         self._record(loadings)
         errors = rows - self.decode_scaled(loadings)
         elements = self.modes * self.channels
-        sparsity = self.mode_group.sum(self.decoder.abs().sum((-2, -1))) / elements
+        sparsity = self.mode_group.sum(self.atoms().abs().sum((-2, -1))) / elements
         terms = {"reconstruction": (1.0, mean_square(errors)), "dictionary_l1": (self.l1, sparsity)}
         auxiliary = self._auxiliary_loss(codes, errors)
         if auxiliary is not None:

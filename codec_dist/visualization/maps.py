@@ -9,8 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from codec_dist.attribution import Capture
-from codec_dist.attribution.reductions import make_reduction
+from codec_dist.attribution import Capture, make_reduction, needs_trace, trace_layers
 from codec_dist.models import LayerKey, resolve_layers
 from codec_dist.visualization.errors import VisualizationError
 
@@ -61,12 +60,14 @@ def mode_maps(
     if not len(images):
         raise VisualizationError(f"no images were given for a mode map of {layer}")
     parameter = next(model.parameters(), images)
+    images = images.detach().to(parameter.device, parameter.dtype)
+    traced = trace_layers(model, [key], images).get(key.site) if needs_trace(model, key) else None
     # Of the attention kernels only the plain one can be differentiated twice.
     plain = sdpa_kernel(SDPBackend.MATH)
     with torch.inference_mode(False), torch.enable_grad(), plain, Capture(model, [key]) as capture:
-        pixels = images.detach().to(parameter.device, parameter.dtype).clone().requires_grad_()
+        pixels = images.clone().requires_grad_()
         output, hidden = capture(pixels)
-        arrange, units = make_reduction(model, key).arrange, hidden[key.site]
+        arrange, units = make_reduction(model, key, traced).arrange, hidden[key.site]
         probability = _probability(output, classes, len(pixels))
         (slope,) = torch.autograd.grad(probability, units, retain_graph=True, allow_unused=True)
         if slope is None:

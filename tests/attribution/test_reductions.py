@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,17 +40,6 @@ def test_cancelling_positions_do_not_cancel() -> None:
     assert (positive.item(), negative.item()) == (3.0, -3.0)
 
 
-def test_tokens_are_chosen_by_name() -> None:
-    values = torch.arange(24.0).reshape(1, 4, 6)
-    model = nn.Identity()
-    model.num_prefix_tokens = 2  # type: ignore[assignment]
-    assert torch.equal(reduce(values, "tokens")[0], values.sum(1))
-    assert torch.equal(reduce(values, "class_token")[0], values[:, 0])
-    assert torch.equal(reduce(values, "patch_tokens")[0], values[:, 1:].sum(1))
-    assert torch.equal(reduce(values, "patch_tokens", model)[0], values[:, 2:].sum(1))
-    assert torch.equal(reduce(values, "patch_tokens", nn.Sequential(model))[0], values[:, 2:].sum(1))
-
-
 def test_channels_last_sums_height_and_width() -> None:
     values = torch.randn(2, 3, 4, 5)
     torch.testing.assert_close(reduce(values, "channels_last")[0], values.clamp(min=0).sum((1, 2)))
@@ -80,39 +68,20 @@ def test_a_reduction_that_does_not_fit_is_refused(cnn: tuple[nn.Module, Tensor],
         Attributor(model, [layer])(images)
 
 
-def test_a_transformer_without_class_token_says_so() -> None:
-    model = timm.create_model(
-        "vit_tiny_patch16_224", img_size=32, depth=1, embed_dim=16, num_heads=2, class_token=False, global_pool="avg"
-    )
-    with pytest.raises(AttributionError, match="VisionTransformer has no class token"):
-        Attributor(model, ["blocks:class_token"])
-
-
-class Mixer(nn.Module):
-    """Keeps channels last, and is of no known class."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.linear = nn.LayerNorm(6), nn.Linear(6, 6)
-
-    def forward(self, values: Tensor) -> Tensor:
-        return self.linear(self.norm(values))
-
-
-class MixerNetwork(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.mixer, self.head = nn.Conv2d(3, 6, 3), Mixer(), nn.Linear(6, 2)
+class Spectrum(nn.Module):
+    """Nothing that tells channels from positions acts on what it returns."""
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.mixer(self.stem(images).permute(0, 2, 3, 1)).mean((1, 2)))
+        return torch.fft.fftn(images, dim=(1, 2, 3)).abs()
 
 
 def test_where_the_channels_are_is_asked_for_if_it_cannot_be_known() -> None:
-    model, images = MixerNetwork(), torch.randn(2, 3, 10, 10)
-    with pytest.raises(AttributionError, match="say so by mixer:channels_first or mixer:channels_last"):
-        Attributor(model, ["mixer"])(images)
-    assert Attributor(model, ["mixer:channels_last"])(images)["mixer:channels_last"].positive.shape == (2, 6)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), Spectrum(), nn.Flatten(), nn.Linear(384, 2))
+    images = torch.randn(2, 3, 10, 10)
+    with pytest.raises(AttributionError, match="say so by 1:channels_first or 1:channels_last"):
+        Attributor(model, ["1"])(images)
+    assert Attributor(model, ["1:channels_last"])(images)["1:channels_last"].positive.shape == (2, 8)
+    assert Attributor(model, ["1:channels_first"])(images)["1:channels_first"].positive.shape == (2, 6)
 
 
 class Queries(nn.Module):

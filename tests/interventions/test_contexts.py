@@ -32,14 +32,18 @@ class Small(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(1, 6, 3, padding=1)
         self.relu = nn.ReLU(inplace=True)
+        self.cls_token = nn.Parameter(torch.randn(1, 1, 6))
         self.attention = Attention(6, 3)
         self.fc1 = nn.Linear(6, 5)
         self.fc2 = nn.Linear(5, 4)
 
     def forward(self, images: Tensor) -> Tensor:
-        tokens = self.relu(self.conv(images)).flatten(2).transpose(1, 2)
+        tokens = self.with_class_token(self.relu(self.conv(images)).flatten(2).transpose(1, 2))
         tokens = tokens + self.attention(tokens)
         return self.fc2(self.fc1(tokens.mean(dim=1)).tanh())
+
+    def with_class_token(self, tokens: Tensor) -> Tensor:
+        return torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
 
 
 @pytest.fixture
@@ -60,7 +64,7 @@ def by_hand(model: Small, images: Tensor, place: str, change) -> Tensor:
         return change(tensor.clone()) if name == place else tensor
 
     hidden = at("relu", at("conv", model.conv(images)).relu())
-    tokens = hidden.flatten(2).transpose(1, 2)
+    tokens = model.with_class_token(hidden.flatten(2).transpose(1, 2))
     attention = model.attention
     inner = at("attention.proj@input", attention.values(tokens) * tokens.mean(dim=1, keepdim=True))
     tokens = tokens + at("attention", attention.proj(inner))

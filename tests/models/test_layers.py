@@ -1,5 +1,7 @@
 """Layer keys read and write alike, and patterns find the layers that they promise."""
 
+import re
+
 import pytest
 import timm
 import torchvision
@@ -88,6 +90,79 @@ def test_blocks_of_other_networks(model, first: str, count: int) -> None:
     with torch.device("meta"):
         found = names(model(), "blocks")
     assert (found[0], len(found)) == (first, count)
+
+
+# What the second layers of all MLPs are called, and how many there are; the networks have squeeze-excite modules,
+# relative-position MLPs or both where that is said.
+MLPS = {
+    "timm:vit_tiny_patch16_224": (r"blocks\.\d+\.mlp\.fc2", 12),
+    "timm:swin_tiny_patch4_window7_224": (r"layers\.\d\.blocks\.\d\.mlp\.fc2", 12),
+    "timm:convnext_atto": (r"stages\.\d\.blocks\.\d\.mlp\.fc2", 12),
+    "timm:mixer_s32_224": (r"blocks\.\d\.mlp_(tokens|channels)\.fc2", 16),
+    "timm:xcit_nano_12_p16_224": (r"(blocks|cls_attn_blocks)\.\d+\.mlp\.fc2", 14),
+    "timm:eva02_base_patch14_224": (r"blocks\.\d+\.mlp\.fc2", 12),
+    "timm:pvt_v2_b0": (r"stages\.\d\.blocks\.\d\.mlp\.fc2", 8),
+    "timm:maxvit_pico_rw_256": (r".*\.(attn_block|attn_grid)\.mlp\.fc2", 22),  # squeeze-excite
+    "timm:maxvit_rmlp_pico_rw_256": (r".*\.(attn_block|attn_grid)\.mlp\.fc2", 22),  # both
+    "timm:coatnet_nano_rw_224": (r"stages\.[23]\.blocks\.\d\.mlp\.fc2", 9),  # squeeze-excite
+    "timm:fastvit_t8": (r"stages\.\d\.blocks\.\d\.mlp\.fc2", 10),  # squeeze-excite
+    "timm:swinv2_cr_tiny_224": (r"stages\.\d\.blocks\.\d\.mlp\.fc2", 12),  # relative positions
+    "torchvision:vit_b_16": (r"encoder\.layers\.encoder_layer_\d+\.mlp\.3", 12),
+    "torchvision:swin_t": (r"features\.\d\.\d\.mlp\.3", 12),
+    "torchvision:convnext_tiny": (r"features\.\d\.\d\.block\.5", 18),
+    "torchvision:maxvit_t": (
+        r"blocks\.\d\.layers\.\d\.layers\.(window|grid)_attention\.mlp_layer\.3",
+        22,
+    ),  # squeeze-excite
+}
+
+
+def on_meta(name: str) -> nn.Module:
+    import torch
+
+    library, _, model = name.partition(":")
+    with torch.device("meta"):
+        return timm.create_model(model) if library == "timm" else torchvision.models.get_model(model, weights=None)
+
+
+@pytest.mark.parametrize("name", MLPS)
+def test_mlp_neurons_are_those_of_all_mlps_and_of_nothing_else(name: str) -> None:
+    pattern, count = MLPS[name]
+    found = names(on_meta(name), "mlp_neurons")
+    assert len(found) == count
+    assert all(re.fullmatch(f"{pattern}@input", layer) for layer in found), found
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["timm:regnety_002", "timm:seresnet18", "timm:gcresnet33ts", "timm:resnest14d", "torchvision:efficientnet_b0"],
+)
+def test_networks_whose_only_pairs_of_layers_gate_have_no_mlp_neurons(name: str) -> None:
+    with pytest.raises(ModelError, match="the preset 'mlp_neurons' finds nothing"):
+        names(on_meta(name), "mlp_neurons")
+
+
+class Gate(nn.Module):
+    """Squeeze-excite as it is often written: by linear layers, with the sigmoid in a function."""
+
+    def __init__(self, apart: bool) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = (nn.Linear(8, 4), nn.Linear(4, 8)) if apart else (None, None)
+        self.excite = None if apart else nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 8))
+
+    def forward(self, images):
+        pooled = images.mean((2, 3))
+        gates = self.fc2(self.fc1(pooled).relu()) if self.excite is None else self.excite(pooled)
+        return images * gates.sigmoid()[:, :, None, None]
+
+
+def test_gates_of_a_users_own_network_are_told_from_its_mlps() -> None:
+    encoder = nn.TransformerEncoderLayer(8, 2, 16)
+    model = nn.Sequential(Gate(apart=True), Gate(apart=False), encoder, nn.Sequential(nn.Linear(8, 9), nn.Linear(9, 8)))
+    training = [module.training for module in model.modules()]
+    assert names(model, "mlp_neurons") == ["2.linear2@input", "3.1@input"]
+    assert [module.training for module in model.modules()] == training
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_a_network_without_blocks_says_what_to_name_instead() -> None:

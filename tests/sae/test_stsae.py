@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from codec_dist.sae import SaeError, StsaeAutoencoder, build
+from codec_dist.sae import SaeError, StackedAutoencoder, StsaeAutoencoder, build
 
 OPTIONS = {"hidden": 7, "expansion": 2, "threshold": 0.5, "l1": 0.01, "dropout": 0}
 
@@ -30,7 +30,7 @@ def reference(sae: StsaeAutoencoder, rows: np.ndarray) -> tuple[np.ndarray, np.n
     loadings = np.where(codes >= sae.threshold, codes, 0)
     atoms = np.maximum(weights["decoder"], 0) if sae.nonnegative else weights["decoder"]
     reconstruction = loadings @ atoms
-    loss = ((rows / 3.0 - reconstruction) ** 2).mean() + sae.l1 * np.abs(weights["decoder"]).mean()
+    loss = ((rows / 3.0 - reconstruction) ** 2).mean() + sae.l1 * np.abs(atoms).mean()
     return loadings, reconstruction * 3.0, loss
 
 
@@ -43,6 +43,40 @@ def test_loadings_reconstruction_and_loss_equal_the_definition(nonnegative: bool
     np.testing.assert_allclose(sae.encode(tensor).detach(), loadings, rtol=1e-12)
     np.testing.assert_allclose(sae(tensor).detach(), reconstruction, rtol=1e-12)
     np.testing.assert_allclose(sae.loss(tensor).total.item(), loss, rtol=1e-12)
+
+
+def _penalty_alone(members: int) -> tuple[list[StsaeAutoencoder], torch.Tensor]:
+    """SAEs with nonnegative dictionaries, and rows for which no code passes the threshold."""
+    saes = [
+        build("stsae", OPTIONS | {"nonnegative": True, "threshold": 1, "l1": 0.3 * n}, 4, seed=n).double()
+        for n in range(1, members + 1)
+    ]
+    return saes, torch.rand(5, 4, dtype=torch.float64)
+
+
+def _closed_form(sae: StsaeAutoencoder) -> tuple[float, np.ndarray]:
+    """λ · mean relu(D), and its gradient: λ / size where D > 0, else 0."""
+    entries = sae.decoder.detach().numpy()
+    return sae.l1 * np.maximum(entries, 0).mean(), sae.l1 / entries.size * (entries > 0)
+
+
+def test_the_penalty_of_a_nonnegative_dictionary_is_that_of_its_positive_entries() -> None:
+    (sae,), rows = _penalty_alone(1)
+    value, gradient = _closed_form(sae)
+    loss = sae.loss(rows)
+    loss.total.backward()
+    assert 0 < (gradient > 0).mean() < 1
+    assert sae.l1 * loss.parts["dictionary_l1"].item() == pytest.approx(value, rel=1e-12)
+    np.testing.assert_allclose(sae.decoder.grad, gradient, rtol=1e-12)
+
+
+def test_the_penalty_of_nonnegative_dictionaries_in_a_stack() -> None:
+    saes, rows = _penalty_alone(3)
+    stack = StackedAutoencoder(saes)
+    stack.loss(rows).total.sum().backward()
+    (gradients,) = (parameter.grad for name, parameter in stack.named_parameters() if name.endswith("decoder"))
+    for found, sae in zip(gradients, saes, strict=True):
+        np.testing.assert_allclose(found, _closed_form(sae)[1], rtol=1e-12)
 
 
 def test_gradients_equal_finite_differences_where_the_mask_is_constant() -> None:

@@ -71,7 +71,7 @@ def test_a_divided_dictionary_trains_and_resamples_as_the_whole(name: str, resul
         sae.after_step()
     declare_dead(sae)
     resampled = sae.resample(rows, seed=3)
-    assert resampled.sum() == 5
+    assert resampled[::3].all()
     found = torch.cat([results[rank][f"{name}.sharded.resampled.{rank}"] for rank in range(2)])
     assert torch.equal(found, resampled)
     for own in results:

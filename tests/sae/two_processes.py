@@ -18,7 +18,7 @@ CASES: dict[str, dict[str, object]] = {
     "matryoshka": {"k": 3, "auxk": 4, "prefixes": [0.2, 0.5, 1]},
     "jumprelu": {"l0": 0.05, "auxk": 3},
     "gated": {"l1": 0.1, "auxk": 3, "decoder_bias": "none"},
-    "stsae": {"hidden": 7, "threshold": 0.5, "dropout": 0, "l1": 0.1, "auxk": 3},
+    "stsae": {"hidden": 7, "threshold": 0.5, "dropout": 0, "l1": 0.1, "auxk": 3, "nonnegative": True},
 }
 # How many rows of each batch the first process takes; one batch leaves the other with none.
 SHARES = (6, 5, 12, 6, 1, 7)
