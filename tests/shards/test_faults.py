@@ -98,7 +98,7 @@ def test_labels_without_a_class_are_unusable(tmp_path, tar, pixels):
     plain = load_index(tmp_path / "s")
     assert plain.fault_count == 0
     (tmp_path / "s" / "classes.json").write_text('["zero", "one"]')
-    with pytest.raises(ShardError, match=r"names 2 classes, and named 0 when the shards were indexed: index anew"):
+    with pytest.raises(ShardError, match=r"names 2 classes, and named 0 when the shards were indexed: index again"):
         load_index(tmp_path / "s")
     index = build_index(tmp_path / "s")
     assert index.fault_count == 2
