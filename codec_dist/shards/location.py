@@ -221,6 +221,11 @@ class Location:
             raise _fault(verb, place, error) from error
 
 
+def shards_folder(location: str | Path) -> str:
+    """The folder or URL of the shards that a location means, without its pattern."""
+    return Location(location).folder
+
+
 class _Explained:
     """A stream whose faults say what could not be read."""
 
