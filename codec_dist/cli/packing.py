@@ -59,19 +59,22 @@ def describe(index: ShardIndex, source: object = None) -> str:
         index: of the shards.
         source: what they were packed from, if they were just packed.
     """
-    return "\n".join([*_contents(index), *_left_out(index, source), *_unusable(index)])
+    return "\n".join([*_contents(index), *_unusable(index), *_labels(index), *_left_out(index, source)])
 
 
 def _contents(index: ShardIndex) -> Iterator[str]:
     count = len(index.shards)
     yield f"{index.location}: {index.sample_count:,} samples in {count:,} shard{'s' if count != 1 else ''}"
+    if empty := [shard.name for shard in index.shards if not shard.samples]:
+        yield f"{len(empty):,} of the shards without samples, first {empty[0]}"
+
+
+def _labels(index: ShardIndex) -> Iterator[str]:
     labels = index.samples()["label"].drop_null()
     used = len(pc.unique(labels))
     names = "" if index.classes is None else f" of {len(index.classes):,} in classes.json"
     between = f", labels {pc.min(labels)} to {pc.max(labels)}" if used else ""
     yield f"labelled: {len(labels):,} samples, {used:,} classes{names}{between}"
-    if empty := [shard.name for shard in index.shards if not shard.samples]:
-        yield f"{len(empty):,} of the shards without samples, first {empty[0]}"
 
 
 def _left_out(index: ShardIndex, source: object) -> Iterator[str]:
@@ -84,8 +87,13 @@ def _left_out(index: ShardIndex, source: object) -> Iterator[str]:
 
 
 def _unusable(index: ShardIndex) -> Iterator[str]:
+    total = index.findings.unusable.total if index.findings is not None else index.fault_count
+    if total:
+        shard = next((shard for shard in index.shards if shard.faults), None)
+        first = f", first number {shard.faults[0][0]} in {shard.name}: {shard.faults[0][1]}" if shard else ""
+        yield f"{total:,} samples cannot be used by their keys and labels alone{first}"
     if index.findings is not None:
-        yield from _counts("cannot be used (by their names and labels alone)", index.findings.unusable)
+        yield from (f"  {line}" for line in index.findings.unusable.lines())
 
 
 def _counts(title: str, tally: Tally, nothing: str | None = None) -> Iterator[str]:

@@ -129,7 +129,7 @@ def ordered_names(found: Iterable[str], what: str) -> tuple[list[str], list[str]
 
 def label_warnings(names: Sequence[str], what: str) -> list[str]:
     """Notes on names of classes that are likely to be labelled otherwise than the model's outputs."""
-    if {name.lower() for name in names} <= SPLITS:
+    if names and {name.lower() for name in names} <= SPLITS:
         return [
             f"the {what}s {', '.join(names)} look like parts of a data set, but are taken for classes: pack each alone"
         ]

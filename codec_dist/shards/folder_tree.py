@@ -88,7 +88,7 @@ class _Walk:
 
     def _enter(self, name: str, entry: "os.DirEntry[str]") -> None:
         if entry.name.startswith(".") or entry.name == "__MACOSX":
-            count = 1 if entry.is_symlink() else sum(len(files) for _, _, files in os.walk(entry.path))
+            count = 1 if entry.is_symlink() else _count_below(entry.path)
             if count:
                 self.left_out.add(f"files {HIDDEN}", name, count)
         elif entry.is_symlink():
@@ -103,6 +103,14 @@ class _Walk:
     def _add_folder(self, name: str) -> None:
         if "/" not in name:
             self.folders.append(name)
+
+
+def _count_below(folder: str) -> int:
+    """Number of files and links."""
+    return sum(
+        len(files) + sum(os.path.islink(os.path.join(parent, each)) for each in folders)
+        for parent, folders, files in os.walk(folder)
+    )
 
 
 def _by_folder(path: str) -> tuple[list[str], str]:

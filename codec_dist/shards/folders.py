@@ -94,11 +94,11 @@ def _class_folders(root: Path, tree: FolderTree) -> list[str]:
     if tree.folders and loose:
         first = shown(loose[0])
         raise ShardError(f"{root} holds {len(loose):,} images beside class folders, first {first}: move them into one")
-    if not tree.images:
-        found = f" (left out: {next(tree.left_out.lines())})" if tree.left_out.total else ""
-        raise ShardError(f"{root} holds no images and no class folders with some{found}")
+    found = f" (left out: {next(tree.left_out.lines())})" if tree.left_out.total else ""
     if empty := [name for name in tree.folders if name not in held]:
         raise ShardError(f"the class folder {root / shown(empty[0])} holds no images: fill or remove it")
+    if not tree.images:
+        raise ShardError(f"{root} holds no images and no class folders{found}")
     return [name for name in tree.folders if name in held]
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from codec_dist.shards.class_lists import ClassList, label_warnings, match_classes, ordered_names
 from codec_dist.shards.errors import ShardError
-from codec_dist.shards.image_files import PACKED_AS_THEY_ARE, NoImageError, as_member, image_suffixes, suffix_of
+from codec_dist.shards.image_files import NoImageError, as_member, image_suffixes, suffix_of
 from codec_dist.shards.labels import LARGEST_LABEL
 from codec_dist.shards.samples import Sample, file_key
 from codec_dist.shards.streams import why_passed_over
@@ -30,6 +30,8 @@ LABEL_NAME = re.compile(
     r"(_?(ids?|idx|index|indices|names?|text|str|int|num|number|code))?"
 )
 UNKNOWN = -2
+# What no image could be decoded from is packed under the extension that its first bytes, or else its name, tell.
+MAGIC = {b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif"}
 INTEGER = re.compile(r"[+-]?[0-9]{1,10}")
 
 
@@ -59,8 +61,8 @@ def parquet_images(
     writes them; they are packed as in image folders. Labels are integers (−1 and null: no label), named by that
     library's metadata if it is there, or strings, whose classes are their sorted values; strings that are all integers
     are these integers. With ``class_list`` strings and named integers get the places of their names in it; integers
-    without names are such places. Keys are FILE/ROW: the file's path below the folder that is common to all, without suffix and
-    encoded as in image folders, and the number of the row in 8 digits.
+    without names are such places. Keys are FILE/ROW: the file's path below the folder that is common to all, without
+    suffix and encoded as in image folders, and the number of the row in 8 digits.
 
     Memory is bounded by 32 rows and twice the largest page, however large row groups are (pyarrow writes pages of at
     most 1,024 rows, and files of the ``datasets`` library row groups of 100).
@@ -118,11 +120,11 @@ class ParquetImages:
         notes: Sequence[str],
     ) -> None:
         self._root, self._files, self._image, self._label, self._rows = root, files, image, label, rows
-        self._labels = labels
+        self._labels, self._unreadable = labels, Tally()
         self.left_out, self.changed, self.notes = Tally(), Tally(), list(notes)
 
     def __len__(self) -> int:
-        """Number of rows; some may turn out to hold no image when they are read."""
+        """Number of rows."""
         return self._rows
 
     def __iter__(self) -> Iterator[Sample]:
@@ -131,19 +133,19 @@ class ParquetImages:
             for number, (image, path, label) in enumerate(self._rows_of(file)):
                 if image is None:
                     raise ShardError(f"row {number} of {file} has no image in {self._image}: leave such rows out")
-                member = self._member(image, path, f"row {number} of {file.name}")
-                if member is not None:
-                    yield Sample(f"{stem}/{number:08d}", *member, self._number(label, number, file))
+                labelled = self._number(label, number, file)
+                content, extension = self._member(image, path, f"row {number} of {file.name}")
+                yield Sample(f"{stem}/{number:08d}", content, extension, labelled)
+        if self._unreadable.total:
+            self.notes += [f"packed, to be dropped when they are read: {line}" for line in self._unreadable.lines()]
 
-    def _member(self, image: bytes, path: str | None, row: str) -> tuple[bytes, str] | None:
-        """Content and extension; None for what cannot be packed, which is counted."""
+    def _member(self, image: bytes, path: str | None, row: str) -> tuple[bytes, str]:
+        """Content and extension; what is no image is packed as it is, so that its reader says what is wrong."""
         try:
             content, extension, change = as_member(image)
         except NoImageError as error:
-            if (named := suffix_of(path or "")) in PACKED_AS_THEY_ARE:
-                return image, named  # its reader says what is wrong
-            self.left_out.add(str(error), row)
-            return None
+            self._unreadable.add(str(error), row)
+            return image, _extension(image, path)
         if change:
             self.changed.add(change, row)
         return content, extension
@@ -250,8 +252,8 @@ def _label_column(
     kind = schema.field(possible[0]).type
     if not _is_text(kind) and not pa.types.is_integer(kind):
         raise ShardError(
-            f"the column {possible[0]!r} of {file} is {kind}: labels are integers or strings; name another of the columns "
-            f"{', '.join(schema.names)} with --label-column"
+            f"the column {possible[0]!r} of {file} is {kind}: labels are integers or strings; name another of the "
+            f"columns {', '.join(schema.names)} with --label-column"
         )
     return possible[0]
 
@@ -269,11 +271,11 @@ def _labels(
         return Labels([], None)
     if not _is_text(schema.field(label).type):
         if classes is None:
-            return Labels(named, None, label_warnings(named, "class"))
+            return Labels(named, None, label_warnings(named, "class name"))
         if not named:
             note = f"the labels in {label} are integers, and taken as numbers of classes in {classes.source}"
             return Labels(classes.names, None, [note], len(classes))
-        places, notes = match_classes(named, classes, "class")
+        places, notes = match_classes(named, classes, "class name")
         return Labels(classes.names, {number: places[name] for number, name in enumerate(named)}, notes, len(classes))
     texts = _texts(files, label)
     if classes is not None:
@@ -331,3 +333,11 @@ def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return _is_text(kind.value_type)
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _extension(image: bytes, path: str | None) -> str:
+    for magic, extension in MAGIC.items():
+        if image.startswith(magic):
+            return extension
+    named = suffix_of(path or "")
+    return named if named.isalnum() and named.isascii() and named not in ("cls", "json") else "bin"

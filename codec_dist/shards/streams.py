@@ -142,8 +142,9 @@ def _by_image(sample: RawSample, image_fields: Collection[str], passed_over: Tal
         yield sample
     else:
         key, again = (sample.key, "") if sample.repeats is None else (sample.repeats, sample.key[len(sample.repeats) :])
+        fault = sample.fault if sample.fault is not None and sample.repeats is None else DOTS
         for extension in dotted:
-            yield RawSample(f"{key}.{extension}{again}", {extension: sample.members[extension]}, sample.fault or DOTS)
+            yield RawSample(f"{key}.{extension}{again}", {extension: sample.members[extension]}, fault)
 
 
 def _enter(
