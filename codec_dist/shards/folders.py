@@ -9,7 +9,7 @@ from pathlib import Path
 from codec_dist.shards.class_lists import ClassList, match_classes, ordered_names
 from codec_dist.shards.errors import ShardError
 from codec_dist.shards.folder_tree import FolderTree, read_folder_tree
-from codec_dist.shards.image_files import PACKED_AS_THEY_ARE, NoImageError, as_member, suffix_of
+from codec_dist.shards.image_files import PACKED_AS_THEY_ARE, NoImageError, as_member, image_suffixes, suffix_of
 from codec_dist.shards.samples import Sample, file_key
 from codec_dist.shards.tally import Tally, shown
 
@@ -34,17 +34,17 @@ def image_folder(path: str | Path, classes: ClassList | None = None) -> tuple["I
     root = Path(path).expanduser()
     if not root.is_dir():
         raise ShardError(f"cannot read images from {root}: there is no such folder")
-    tree = read_folder_tree(root)
+    tree = read_folder_tree(root, image_suffixes(), "format of images")
     folders = _class_folders(root, tree)
     if not folders:
         notes = [] if classes is None else ["there are no class folders, so that no image has a label"]
-        return ImageFiles(root, [(image, None) for image in tree.images], tree.left_out, notes), []
+        return ImageFiles(root, [(image, None) for image in tree.files], tree.left_out, notes), []
     if classes is None:
         names, notes = ordered_names(folders, "folder")
         labels = {name: number for number, name in enumerate(names)}
     else:
         names, (labels, notes) = list(classes.names), match_classes(folders, classes, "folder")
-    images = [(image, labels[image.partition("/")[0]]) for image in tree.images]
+    images = [(image, labels[image.partition("/")[0]]) for image in tree.files]
     return ImageFiles(root, images, tree.left_out, notes), [shown(name) for name in names]
 
 
@@ -89,15 +89,15 @@ class ImageFiles:
 
 def _class_folders(root: Path, tree: FolderTree) -> list[str]:
     """The subfolders that are classes; none if the folder is unlabelled."""
-    held = {image.partition("/")[0] for image in tree.images if "/" in image}
-    loose = [image for image in tree.images if "/" not in image]
+    held = {image.partition("/")[0] for image in tree.files if "/" in image}
+    loose = [image for image in tree.files if "/" not in image]
     if tree.folders and loose:
         first = shown(loose[0])
         raise ShardError(f"{root} holds {len(loose):,} images beside class folders, first {first}: move them into one")
     found = f" (left out: {next(tree.left_out.lines())})" if tree.left_out.total else ""
     if empty := [name for name in tree.folders if name not in held]:
         raise ShardError(f"the class folder {root / shown(empty[0])} holds no images: fill or remove it")
-    if not tree.images:
+    if not tree.files:
         raise ShardError(f"{root} holds no images and no class folders{found}")
     return [name for name in tree.folders if name in held]
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from codec_dist.shards.class_lists import ClassList, label_warnings, match_classes, ordered_names
 from codec_dist.shards.errors import ShardError
+from codec_dist.shards.folder_tree import read_folder_tree
 from codec_dist.shards.image_files import NoImageError, as_member, image_suffixes, suffix_of
 from codec_dist.shards.labels import LARGEST_LABEL
 from codec_dist.shards.samples import Sample, file_key
@@ -41,8 +42,11 @@ def is_parquet(path: str | Path) -> bool:
     if not folder.is_dir():
         return any(suffix_of(str(name)) == "parquet" for name in (path, *glob.glob(str(folder))))
     # The first file of either kind decides, so that a folder of a million images is not searched to its end.
-    for _, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
+    visited = {os.path.realpath(folder)}
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = {name: os.path.realpath(os.path.join(parent, name)) for name in folders}
+        folders[:] = sorted(name for name in folders if real[name] not in visited)
+        visited.update(real.values())
         for name in sorted(files):
             if why_passed_over(name) is None and suffix_of(name) in {"parquet", *image_suffixes()}:
                 return suffix_of(name) == "parquet"
@@ -78,7 +82,7 @@ def parquet_images(
         ShardError: no files, files that are damaged or of different columns, no or several columns that may be meant, a
             row without an image, labels that are neither integers nor strings, or labels that ``class_list`` lacks.
     """
-    root, files = _find(path)
+    root, files, left_out = _find(path)
     schema = _schema(files[0])
     for file in files[1:]:
         if not _schema(file).equals(schema):
@@ -91,7 +95,7 @@ def parquet_images(
     notes = list(labels.notes)
     if label is None and (others := [name for name in schema.names if name != image]):
         notes.append(f"no column of labels was found (columns: {', '.join(others)}): name one with --label-column")
-    return ParquetImages(root, files, image, label, labels, rows, notes), list(labels.classes)
+    return ParquetImages(root, files, image, label, labels, rows, notes, left_out), list(labels.classes)
 
 
 class Labels(NamedTuple):
@@ -118,10 +122,11 @@ class ParquetImages:
         labels: Labels,
         rows: int,
         notes: Sequence[str],
+        left_out: Tally,
     ) -> None:
         self._root, self._files, self._image, self._label, self._rows = root, files, image, label, rows
         self._labels, self._unreadable = labels, Tally()
-        self.left_out, self.changed, self.notes = Tally(), Tally(), list(notes)
+        self.left_out, self.changed, self.notes = left_out, Tally(), list(notes)
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -171,19 +176,20 @@ class ParquetImages:
         return int(number)
 
 
-def _find(path: str | Path) -> tuple[Path, list[Path]]:
-    """The folder that is common to all files, and the files in the order of their paths."""
+def _find(path: str | Path) -> tuple[Path, list[Path], Tally]:
+    """The folder that is common to all files, the files in the order of their paths, and what is none in a folder."""
     if "://" in str(path):
         raise ShardError(f"cannot read {path}: Parquet files are read from local paths; copy them to one")
     given = Path(path).expanduser().absolute()
+    left_out = Tally()
     if given.is_dir():
-        files = [Path(parent, name) for parent, _, names in os.walk(given, followlinks=True) for name in names]
-        files = [file for file in files if suffix_of(file.name) == "parquet" and not file.name.startswith(".")]
+        tree = read_folder_tree(given, ("parquet",), "Parquet file")
+        files, left_out = [given / name for name in tree.files], tree.left_out
     else:
         files = [given] if given.is_file() else [Path(name) for name in glob.glob(str(given), recursive=True)]
     if not files:
         raise ShardError(f"there are no Parquet files at {path}: give a file, a pattern or a folder that holds some")
-    return Path(os.path.commonpath([file.parent for file in files])), sorted(files)
+    return Path(os.path.commonpath([file.parent for file in files])), sorted(files), left_out
 
 
 def _opened(file: Path) -> pq.ParquetFile:

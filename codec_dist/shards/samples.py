@@ -9,6 +9,8 @@ from codec_dist.shards.errors import ShardError
 from codec_dist.shards.labels import LARGEST_LABEL
 from codec_dist.shards.tally import Tally
 
+UNENCODED = re.compile(r"[^%.\\]*")
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -62,6 +64,8 @@ def file_key(path: str) -> str:
     one), bytes that are not UTF-8, and the first of two underscores that begin the path. Different paths have different
     keys; ``urllib.parse.unquote_to_bytes`` gives the path back.
     """
+    if path.isprintable() and not path.startswith("__") and UNENCODED.fullmatch(path):
+        return path  # as nearly all are
     encoded = "".join(each if each.isprintable() and each not in "%.\\" else _percent(each) for each in path)
     return f"%5F{encoded[1:]}" if encoded.startswith("__") else encoded
 

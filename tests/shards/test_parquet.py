@@ -247,3 +247,19 @@ def test_rows_of_other_formats_are_packed_as_png_and_what_is_no_image_is_said(tm
         np.testing.assert_array_equal(np.asarray(items[f"x/{number:08d}"].image.convert("L")), pixels)
     assert "there is no image" in items["x/00000004"].error
     assert "first row 4 of x.parquet" in samples.notes[-1]
+
+
+def test_a_folder_of_parquet_files_is_read_once_whatever_links_it_holds(tmp_path, images):
+    write_to = tmp_path / "in" / "data"
+    write_to.mkdir(parents=True)
+    write(write_to / "a.PARQUET", image=images)
+    (tmp_path / "in" / "README.md").write_text("about")
+    for name in ("again", "once-more"):
+        (tmp_path / "in" / name).symlink_to("data")
+        (write_to / name).symlink_to("..")
+    assert is_parquet(tmp_path / "in")
+    samples, _ = parquet_images(tmp_path / "in")
+    assert len({sample.key for sample in samples}) == len(samples) == 50
+    assert samples.left_out.total == 5
+    (write_to / "a.PARQUET").unlink()
+    assert not is_parquet(tmp_path / "in")
