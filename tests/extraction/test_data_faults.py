@@ -92,6 +92,14 @@ def test_every_fault_is_counted_and_named(make_config: MakeConfig, shards: Path)
         extract(make_config(data={"shards": str(shards), "max_bad_fraction": 0.5}))
 
 
+def test_a_pattern_extracts_the_tars_that_it_names_alone(make_config: MakeConfig, shards: Path) -> None:
+    config = make_config(data={"shards": f"{shards}/[ab].tar"})
+    extraction_without_ray.extract_here(config)
+    store = ContributionStore(config.store_location)
+    assert store.samples["key"].to_pylist() == [*KEYS, "unlabelled"]
+    assert not (shards / "index.parquet").exists()
+
+
 @pytest.mark.parametrize(
     ("cut", "message"),
     [
