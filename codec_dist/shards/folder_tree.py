@@ -45,7 +45,7 @@ def read_folder_tree(root: Path, suffixes: Collection[str], what: str) -> Folder
         path = min(walk.dangling)
         raise ShardError(
             f"{len(walk.dangling):,} links in {root} lead nowhere, first {shown(path)} -> "
-            f"{shown(os.readlink(root / path))}: restore what they mean, or remove them"
+            f"{shown(os.readlink(root / path))}: restore their targets, or remove the links"
         )
     return FolderTree(sorted(walk.folders), walk.files(), walk.left_out)
 
