@@ -86,9 +86,9 @@ def make_plan(config: Config) -> tuple[Plan, tuple[ShardInfo, ...]]:
     """
     index = configured_index(config)
     loaded = load_model(config.model, seed=config.run.seed)
-    _check_class_names(index, loaded.classes)
     attributor = build_attributor(config, loaded)
     _check_labels(index, loaded.classes, needs_labels(attributor), config.data.max_bad_fraction)
+    _check_class_names(index, loaded.classes)
     trial = _try_one(config, index, loaded, attributor)
     first = next(iter(trial.values()))
     plan = Plan(
