@@ -63,7 +63,7 @@ def shards_pack(arguments: argparse.Namespace) -> None:
         classes=classes,
         beside=beside,
     )
-    print(describe(index))
+    print(describe(index, source))
 
 
 def shards_index(arguments: argparse.Namespace) -> None:

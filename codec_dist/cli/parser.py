@@ -112,7 +112,7 @@ def _add_shards(verbs: Any) -> None:
         "source",
         metavar="SOURCE",
         help="`digits`, `shapes` (drawn pictures of known parts), Parquet files (one, a quoted pattern or a folder), "
-        "or a folder with one subfolder of images per class",
+        "or a folder with one subfolder of images per class, in any format that Pillow decodes",
     )
     pack.add_argument("destination", metavar="DEST", help="folder for the shards; new or empty")
     pack.add_argument("--samples-per-shard", type=_count, default=1000, metavar="N", help="[%(default)s]")
@@ -120,14 +120,22 @@ def _add_shards(verbs: Any) -> None:
     pack.add_argument("--seed", type=int, default=0, help="seed of the shuffle, and of the shapes [%(default)s]")
     pack.add_argument("--count", type=_count, metavar="N", help="shapes: number of images [10000]")
     pack.add_argument("--size", type=_count, metavar="PIXELS", help="shapes: height and width [64]")
-    pack.add_argument("--classes", type=_count, metavar="N", help="shapes: number of classes [10]")
+    pack.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="the model's classes, names or WordNet ids in the order of its outputs (JSON, CSV, or text with one per "
+        "line; `imagenet` is packaged): labels become places in this list, for data of some of the classes or in "
+        "another order; shapes: a number of classes [10]",
+    )
     pack.add_argument(
         "--format", dest="image_format", choices=["png", "jpg"], help="shapes: encoding of the images [png]"
     )
     pack.add_argument("--image-column", metavar="NAME", help="Parquet: column of the images [found by its type]")
     pack.add_argument("--label-column", metavar="NAME", help="Parquet: column of the labels [found by its name]")
     index = _command(group, "index", commands.shards_index, "scan the headers of shards once and write their index")
-    index.add_argument("location", metavar="DIR_OR_URL", help="folder of the shards")
+    index.add_argument(
+        "location", metavar="DIR_OR_URL", help="folder of the shards, or a quoted pattern such as 'DIR/train-*.tar'"
+    )
     index.add_argument(
         "--label-field", default="cls", metavar="FIELD", help="member with the label: cls, or json:FIELD [%(default)s]"
     )

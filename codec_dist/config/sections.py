@@ -75,7 +75,7 @@ class DataSection(Section):
     """The images: WebDataset shards and how they are divided."""
 
     shards: Location
-    """Folder with shards NAME-000000.tar, ... and, once indexed, index.parquet."""
+    """Folder or URL of shards NAME-000000.tar, ...; DIR/train-*.tar or DIR/train-{000..012}.tar names some of them."""
     split: Split = Split()
     """Fractions of the three disjoint parts."""
     limit: Count | None = None

@@ -13,6 +13,7 @@ from codec_dist.extraction.errors import ExtractionError
 from codec_dist.extraction.mending import mend_store
 from codec_dist.extraction.plan import Plan, check_free_space, make_plan
 from codec_dist.extraction.settling import settle
+from codec_dist.shards import shards_folder
 from codec_dist.store import Lease, Ledger, finish_store, samples_version
 from codec_dist.tracking import Tracker
 from codec_dist.utils import Progress
@@ -80,7 +81,7 @@ def extract(
 
 def _link_artifacts(config: Config, plan: Plan, tracker: Tracker) -> None:
     shards, store = f"{config.run.name}-shards", f"{config.run.name}-store"
-    tracker.artifact(shards, "shards", _reference(plan.location))
+    tracker.artifact(shards, "shards", _reference(shards_folder(plan.location)))
     tracker.artifact(store, "store", _reference(plan.store), uses=[shards])
 
 

@@ -84,13 +84,14 @@ def make_plan(config: Config) -> tuple[Plan, tuple[ShardInfo, ...]]:
         ModelError: a model, weights or a layer that do not exist or do not fit.
         AttributionError: a method or target that this model cannot have.
         StoreError: the store at the run's place was made with other settings.
-        ExtractionError: no image can be used, or too many labels are beyond the model's outputs, or missing
-            where the target needs them.
+        ExtractionError: no image can be used, more classes are named than the model has outputs, or too many labels
+            are beyond the model's outputs, or missing where the target needs them.
     """
     index = configured_index(config)
     loaded = load_model(config.model, seed=config.run.seed)
     attributor = build_attributor(config, loaded)
     _check_labels(index, loaded.classes, needs_labels(attributor), config.data.max_bad_fraction)
+    _check_class_names(index, loaded.classes)
     trial = _try_one(config, index, loaded, attributor)
     first = next(iter(trial.values()))
     plan = Plan(
@@ -304,6 +305,15 @@ def _with_contents(value: Any) -> Any:
         name: hash_file(Path(each)) if name == "file" and isinstance(each, str) else _with_contents(each)
         for name, each in value.items()
     }
+
+
+def _check_class_names(index: ShardIndex, outputs: int | None) -> None:
+    """Refuse shards that name more classes than the model has outputs: their labels are of another model."""
+    if index.classes is not None and outputs is not None and len(index.classes) > outputs:
+        raise ExtractionError(
+            f"classes.json of {index.location} names {len(index.classes):,} classes, but the model has {outputs:,} "
+            "outputs: take a model of these classes, or pack the images with the model's (shards pack --classes FILE)"
+        )
 
 
 def _check_labels(index: ShardIndex, classes: int | None, needed: bool, max_bad_fraction: float) -> None:

@@ -15,6 +15,7 @@ from codec_dist.config import store_of_run
 from codec_dist.interventions import results_are_current
 from codec_dist.report.errors import ReportError
 from codec_dist.report.store_facts import StoreFacts, read_store_facts
+from codec_dist.shards import shards_folder
 from codec_dist.store import store_exists
 from codec_dist.utils import read_json
 
@@ -277,7 +278,7 @@ def _class_names(modes: Path | None, shards: str | None) -> list[str]:
             for _, inner in group.groups():
                 return [str(name) for name in inner.attrs.get("class_names", [])]
     if shards is not None and "://" not in shards:
-        names = _read_json(Path(shards) / "classes.json", [])
+        names = _read_json(Path(shards_folder(shards)) / "classes.json", [])
         return [str(names[key]) for key in sorted(names, key=int)] if isinstance(names, dict) else list(map(str, names))
     return []
 

@@ -17,7 +17,8 @@ def configured_index(config: Config) -> ShardIndex:
         ShardError: shards are missing or not as indexed.
     """
     cache = Path(config.run.directory) / "index"
-    index = load_index(config.data.shards, cache, label_field=config.data.label_field)
+    data = config.data
+    index = load_index(data.shards, cache, label_field=data.label_field, image_fields=data.image_fields)
     return index if config.data.limit is None else limit_samples(index, config.data.limit)
 
 

@@ -72,7 +72,9 @@ class Decoder:
         present = [extension for extension in self.image_fields if extension in sample.members]
         if not present:
             found = ", ".join(f".{extension}" for extension in sample.members)
-            return None, f"there is no image: expected one of {', '.join(self.image_fields)}, found {found}"
+            dotted = any(each.rpartition(".")[2] in self.image_fields for each in sample.members)
+            hint = " (an extension begins at the first dot of a file's name)" if dotted else ""
+            return None, f"there is no image: expected one of {', '.join(self.image_fields)}, found {found}{hint}"
         if len(present) > 1:
             found = " and ".join(f".{extension}" for extension in present)
             return None, f"there are {len(present)} images, {found}: name the one that counts in data.image_fields"

@@ -1,6 +1,6 @@
 """The index of a folder of shards: one table of shards, one of samples, and a fingerprint."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,12 +12,14 @@ from codec_dist.shards.errors import DamagedTarError, ShardError
 from codec_dist.shards.index_files import how_to_index, read_samples, read_shards, write_tables
 from codec_dist.shards.location import WEB, Location
 from codec_dist.shards.retries import Retries
-from codec_dist.shards.scanning import ShardInfo, scan_shard
+from codec_dist.shards.scanning import Findings, ShardInfo, scan_shard
+from codec_dist.shards.streams import dotted_fields
 from codec_dist.utils import Progress, hash_json
 
 # Tars that are read at once; more than processors, as remote ones are waited for.
 SCANNED_AT_ONCE = 4
 NAMED = 3
+IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class ShardIndex:
     """What a folder of shards holds. Only the table of shards is in memory until :meth:`samples`."""
 
     location: str
-    """Folder or URL of the tars."""
+    """Folder or URL of the tars, or the pattern that names them."""
     shards: tuple[ShardInfo, ...]
     """In the order of names."""
     fingerprint: str
@@ -40,6 +42,10 @@ class ShardIndex:
     """Fingerprint of the index as kept (another than ``fingerprint`` once samples are limited)."""
     table: pa.Table | None = field(default=None, repr=False, compare=False)
     """The table of samples where it is in memory."""
+    findings: Findings | None = field(default=None, repr=False, compare=False)
+    """What else the scan found; None if the index was not made by this process."""
+    dotted_fields: tuple[str, ...] = ()
+    """Extensions with dots that were taken for images of their sample."""
 
     @property
     def sample_count(self) -> int:
@@ -58,44 +64,56 @@ class ShardIndex:
         """
         table = self.table
         if table is None:
-            table = read_samples(Location(self.kept_in or self.location), self.kept_fingerprint, self.location)
+            kept = Location(self.kept_in or self.location)
+            stem = Location(self.location).index_stem
+            table = read_samples(kept, stem, self.kept_fingerprint, self.location)
         return table.slice(0, self.sample_count)
 
 
 def load_index(
-    location: str | Path, cache: Path | None = None, label_field: str = "cls", retries: Retries | None = None
+    location: str | Path,
+    cache: Path | None = None,
+    label_field: str = "cls",
+    retries: Retries | None = None,
+    image_fields: Sequence[str] = IMAGE_FIELDS,
 ) -> ShardIndex:
-    """The index of a folder of shards, made by one scan if there is none yet.
+    """The index of a folder of shards, or of those that a pattern names, made by one scan if there is none yet.
 
     A new index is kept beside the tars, or in ``cache`` where that cannot be written or holds the index
-    of another label field.
+    of another label field. A pattern has an index of its own, which leaves the folder's as it is.
 
     Args:
-        location: folder or URL.
+        location: folder, URL, or either with a pattern for file names.
         cache: local folder for the index of a read-only source.
         label_field: extension of the member with the integer label, or ``json:FIELD``.
         retries: patience with a remote source.
+        image_fields: extensions that hold images; those with dots decide what is one sample.
 
     Raises:
         ShardError: no tars, tars that the index does not know, tars missing or of another size, other classes
             than when it was made, or whatever :func:`build_index` raises.
     """
     place = Location(location, retries)
-    index = _read_index(place, place, label_field)
+    wanted = (label_field, dotted_fields(image_fields))
+    index = _read_index(place, place, *wanted)
     if index is None and cache is not None:
-        index = _read_index(Location(cache), place, label_field)
+        index = _read_index(Location(cache), place, *wanted)
     if index is None:
-        index = _scan(place, label_field)
-        keep_beside = read_shards(place) is None
+        index = _scan(place, label_field, image_fields)
+        keep_beside = read_shards(place, place.index_stem) is None
         return _keep(index, [*([place] if keep_beside else []), *([Location(cache)] if cache else [])])
     _compare_with_listing(index, place)
     return index
 
 
 def build_index(
-    location: str | Path, cache: Path | None = None, label_field: str = "cls", retries: Retries | None = None
+    location: str | Path,
+    cache: Path | None = None,
+    label_field: str = "cls",
+    retries: Retries | None = None,
+    image_fields: Sequence[str] = IMAGE_FIELDS,
 ) -> ShardIndex:
-    """Scan all tars anew and keep the index beside them, or in ``cache`` where that cannot be written.
+    """Scan all tars again and keep the index beside them, or in ``cache`` where that cannot be written.
 
     Every byte is read once (for the fingerprints), a few tars at a time; no image is decoded. Samples whose key
     occurs again or whose label has no class are counted in the index, and unusable for whoever reads them.
@@ -104,7 +122,8 @@ def build_index(
         ShardError: no tars, damaged ones (all are named), or no label at all where a JSON field was named.
     """
     place = Location(location, retries)
-    return _keep(_scan(place, label_field), [place, *([Location(cache)] if cache else [])])
+    index = _scan(place, label_field, image_fields)
+    return _keep(index, [place, *([Location(cache)] if cache else [])])
 
 
 def limit_samples(index: ShardIndex, n: int) -> ShardIndex:
@@ -146,36 +165,43 @@ def write_index(index: ShardIndex, place: Location) -> None:
         "label_field": index.label_field,
         "fingerprint": index.fingerprint,
         "classes": str(len(index.classes or ())),
+        "dotted_fields": " ".join(index.dotted_fields),
     }
-    write_tables(place, index.shards, index.samples(), metadata)
+    write_tables(place, Location(index.location).index_stem, index.shards, index.samples(), metadata)
 
 
-def _scan(place: Location, label_field: str) -> ShardIndex:
+def _scan(place: Location, label_field: str, image_fields: Sequence[str]) -> ShardIndex:
     tars = place.tars()
     if not tars:
         raise ShardError(
             f"no tars in {place}: expected shards such as shard-000000.tar; make them with `codec-dist shards pack`"
         )
     classes = read_classes(place)
-    shards, tables = [], []
-    for info, table in _scan_tars(place, tars, label_field, len(classes) if classes else None):
+    shards, tables, findings = [], [], Findings()
+    for info, table, found in _scan_tars(place, tars, label_field, len(classes) if classes else None, image_fields):
         shards.append(info)
         tables.append(table)
+        findings.merge(found)
     samples = pa.concat_tables(tables)
     if label_field.startswith("json:") and samples["label"].null_count == len(samples):
         raise ShardError(f"no sample in {place} has an integer label in {label_field}: check data.label_field")
     fingerprint = fingerprint_of(shards, label_field)
-    return ShardIndex(place.text, tuple(shards), fingerprint, classes, label_field, None, fingerprint, samples)
+    dotted = dotted_fields(image_fields)
+    return ShardIndex(
+        place.text, tuple(shards), fingerprint, classes, label_field, None, fingerprint, samples, findings, dotted
+    )
 
 
 def _scan_tars(
-    place: Location, tars: dict[str, int | None], label_field: str, classes: int | None
-) -> list[tuple[ShardInfo, pa.Table]]:
-    entries: list[tuple[ShardInfo, pa.Table]] = []
+    place: Location, tars: dict[str, int | None], label_field: str, classes: int | None, image_fields: Sequence[str]
+) -> list[tuple[ShardInfo, pa.Table, Findings]]:
+    entries: list[tuple[ShardInfo, pa.Table, Findings]] = []
     damaged: list[DamagedTarError] = []
     with Progress("index", total=len(tars), unit="shards") as progress, ThreadPoolExecutor(SCANNED_AT_ONCE) as pool:
         try:
-            scans = [pool.submit(scan_shard, place, name, label_field, classes, tars[name]) for name in tars]
+            scans = [
+                pool.submit(scan_shard, place, name, label_field, classes, tars[name], image_fields) for name in tars
+            ]
             for name, scan in zip(tars, scans):
                 try:
                     entries.append(scan.result())
@@ -192,13 +218,14 @@ def _scan_tars(
     return entries
 
 
-def _read_index(folder: Location, place: Location, label_field: str) -> ShardIndex | None:
-    found = read_shards(folder)
+def _read_index(folder: Location, place: Location, label_field: str, dotted: tuple[str, ...]) -> ShardIndex | None:
+    found = read_shards(folder, place.index_stem)
     if found is None:
         return None
     shards, metadata = found
-    beside = folder.text == place.text
-    if metadata.get("label_field") != label_field or not (beside or metadata.get("location") == place.text):
+    beside = folder.folder == place.folder
+    made_for = (metadata.get("label_field"), tuple(metadata.get("dotted_fields", "").split()))
+    if made_for != (label_field, dotted) or not (beside or metadata.get("location") == place.text):
         return None
     classes = read_classes(place)
     count = str(len(classes or ()))
@@ -207,11 +234,13 @@ def _read_index(folder: Location, place: Location, label_field: str) -> ShardInd
         if not beside:
             return None
         raise ShardError(
-            f"classes.json in {place} names {count} classes, and named {metadata['classes']} when the shards were "
-            f"indexed: {how_to_index(place)}"
+            f"classes.json in {place.folder} names {count} classes, and named {metadata['classes']} when the shards "
+            f"were indexed: {how_to_index(place)}"
         )
     fingerprint = fingerprint_of(shards, label_field)
-    return ShardIndex(place.text, shards, fingerprint, classes, label_field, folder.text, fingerprint)
+    return ShardIndex(
+        place.text, shards, fingerprint, classes, label_field, folder.folder, fingerprint, dotted_fields=dotted
+    )
 
 
 def _keep(index: ShardIndex, places: list[Location]) -> ShardIndex:
@@ -220,7 +249,7 @@ def _keep(index: ShardIndex, places: list[Location]) -> ShardIndex:
             write_index(index, place)
         except OSError:
             continue
-        return replace(index, kept_in=place.text)
+        return replace(index, kept_in=place.folder)
     return index
 
 

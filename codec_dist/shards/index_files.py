@@ -1,5 +1,6 @@
-"""The two files of an index: ``index.parquet`` and ``index-samples.parquet``."""
+"""The two files of an index: ``index.parquet`` and ``index-samples.parquet``; with a pattern, ``index-HASH...``."""
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +11,6 @@ from codec_dist.shards.errors import ShardError
 from codec_dist.shards.location import Location
 from codec_dist.shards.scanning import ShardInfo
 
-INDEX_FILE = "index.parquet"
-SAMPLES_FILE = "index-samples.parquet"
 FORMAT_VERSION = "1"
 SHARDS_SCHEMA = pa.schema(
     [("name", pa.string()), ("samples", pa.int64()), ("bytes", pa.int64()), ("fingerprint", pa.string())]
@@ -20,8 +19,10 @@ SHARDS_SCHEMA = pa.schema(
 FAULTS = pa.field("faults", pa.list_(pa.struct([("position", pa.int32()), ("reason", pa.string())])))
 
 
-def write_tables(place: Location, shards: Sequence[ShardInfo], samples: pa.Table, metadata: dict[str, str]) -> None:
-    """Write both files, each whole or not at all; the one that readers look for comes last.
+def write_tables(
+    place: Location, stem: str, shards: Sequence[ShardInfo], samples: pa.Table, metadata: dict[str, str]
+) -> None:
+    """Write both files of the index ``stem``, each whole or not at all; the one that readers look for comes last.
 
     Raises:
         OSError: the place is read-only or full.
@@ -30,46 +31,54 @@ def write_tables(place: Location, shards: Sequence[ShardInfo], samples: pa.Table
     schema, rows = SHARDS_SCHEMA, [_row(shard) for shard in shards]
     if any(shard.faults for shard in shards):
         schema = schema.append(FAULTS)
-    place.write(SAMPLES_FILE, _serialise(samples, metadata))
-    place.write(INDEX_FILE, _serialise(pa.Table.from_pylist(rows, schema=schema), metadata))
+    place.write(_samples_file(stem), _serialise(samples, metadata))
+    place.write(_index_file(stem), _serialise(pa.Table.from_pylist(rows, schema=schema), metadata))
 
 
-def read_shards(place: Location) -> tuple[tuple[ShardInfo, ...], dict[str, str]] | None:
-    """The table of shards and its metadata, None if there is none.
+def read_shards(place: Location, stem: str) -> tuple[tuple[ShardInfo, ...], dict[str, str]] | None:
+    """The table of shards and its metadata of the index ``stem``, None if there is none.
 
     Raises:
         ShardError: the file is damaged, or of a format that this version does not read.
     """
-    content = place.read(INDEX_FILE)
+    file = _index_file(stem)
+    content = place.read(file)
     if content is None:
         return None
-    table = _parse(content, place.path(INDEX_FILE))
+    table = _parse(content, place.path(file))
     metadata = _metadata(table)
     if metadata.get("format") != FORMAT_VERSION or not set(SHARDS_SCHEMA.names) <= set(table.column_names):
-        raise ShardError(
-            f"{place.path(INDEX_FILE)} is not an index of shards that this version reads: {how_to_index(place)}"
-        )
+        raise ShardError(f"{place.path(file)} is not an index of shards that this version reads: {how_to_index(place)}")
     known = [name for name in (*SHARDS_SCHEMA.names, FAULTS.name) if name in table.column_names]
     return tuple(_shard(row) for row in table.select(known).to_pylist()), metadata
 
 
-def read_samples(place: Location, fingerprint: str, source: str) -> pa.Table:
+def read_samples(place: Location, stem: str, fingerprint: str, source: str) -> pa.Table:
     """The table of samples that belongs to the index with this fingerprint, of the shards in ``source``.
 
     Raises:
         ShardError: the file is missing, damaged or another index's.
     """
-    content = place.read(SAMPLES_FILE)
-    table = None if content is None else _parse(content, place.path(SAMPLES_FILE))
+    file = _samples_file(stem)
+    content = place.read(file)
+    table = None if content is None else _parse(content, place.path(file))
     if table is None or _metadata(table).get("fingerprint") != fingerprint:
-        found = "is missing" if table is None else f"does not belong to the {INDEX_FILE} beside it"
-        raise ShardError(f"{place.path(SAMPLES_FILE)} {found}: {how_to_index(source)}")
+        found = "is missing" if table is None else f"does not belong to the {_index_file(stem)} beside it"
+        raise ShardError(f"{place.path(file)} {found}: {how_to_index(source)}")
     return table.replace_schema_metadata(None)
 
 
 def how_to_index(place: Location | str) -> str:
     """The remedy for an index that does not fit."""
-    return f"index anew with `codec-dist shards index {place}`"
+    return f"index again with `codec-dist shards index {shlex.quote(str(place))}`"
+
+
+def _index_file(stem: str) -> str:
+    return f"{stem}.parquet"
+
+
+def _samples_file(stem: str) -> str:
+    return f"{stem}-samples.parquet"
 
 
 def _row(shard: ShardInfo) -> dict[str, Any]:

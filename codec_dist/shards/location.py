@@ -1,7 +1,8 @@
-"""Folders of shards: local paths, and URLs through fsspec."""
+"""Folders of shards, or the shards in one that a pattern names: local paths, and URLs through fsspec."""
 
+import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -9,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import fsspec
 
 from codec_dist.shards.errors import ShardError
+from codec_dist.shards.patterns import NamePattern, is_compressed_name, is_pattern, is_tar_name
 from codec_dist.shards.retries import ResumingStream, Retries, is_transient
 from codec_dist.utils import write_bytes_atomically
 
@@ -33,11 +35,15 @@ class Readable(Protocol):
 class Location:
     """A folder of shards on disk, in an object store or on a web server.
 
+    The last part of a path or URL may be a pattern, such as ``train-*.tar`` or ``train-{000..012}.tar`` (on web servers
+    it must end with ``.tar``): then only the tars of these names belong to it. A local folder of that very name is
+    a folder.
+
     What fails for a moment (a busy server, a lost connection) is tried again, as ``retries`` says; local
     files are not.
 
     Raises:
-        ShardError: the scheme is none of the supported ones, or its package is not installed.
+        ShardError: the scheme is none of the supported ones, its package is not installed, or the pattern is none.
     """
 
     def __init__(self, text: str | Path, retries: Retries | None = None) -> None:
@@ -52,6 +58,7 @@ class Location:
             raise ShardError(
                 f"cannot read {text}: shards are read from local paths, {schemes}; copy them to one of these"
             )
+        self.folder, self.pattern = self._split()
         self._retries = Retries(attempts=1) if self.scheme is None else retries or Retries()
         try:
             # Never through fsspec's URL parser: it accepts chains of schemes and caches.
@@ -67,20 +74,59 @@ class Location:
     def is_local(self) -> bool:
         return self.scheme is None
 
+    @property
+    def index_stem(self) -> str:
+        """What the files of its index are called: those of a pattern lie beside the whole folder's."""
+        if self.pattern is None:
+            return "index"
+        return f"index-{hashlib.sha256(self.pattern.text.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}"
+
     def path(self, name: str) -> str:
         """The full path or URL of the file ``name``."""
-        return f"{self.text}/{name}"
+        return f"{self.folder}/{name}"
 
     def tars(self) -> dict[str, int | None]:
-        """Name and size in bytes (None where unknown) of every tar, in the order of names.
+        """Name and size in bytes (None where unknown) of every tar that belongs to it, in the order of names.
 
         Raises:
-            ShardError: there is no such folder, or it cannot be listed.
+            ShardError: there is no such folder, it cannot be listed, some of its tars are compressed, or the pattern
+                names tars that do not exist.
         """
+        if self.scheme in WEB and self.pattern is not None and self.pattern.is_exact:
+            return {name: self.size(name) for name in sorted(self.pattern.names)}  # many web servers list nothing
         with self._faults("list"):
-            entries = self._retries.call(lambda: self._files.ls(self.text, detail=True), self.text)
+            entries = self._retries.call(lambda: self._files.ls(self.folder, detail=True), self.folder)
         sizes = {str(entry["name"]).rsplit("/", 1)[-1]: entry.get("size") for entry in entries}
-        return {name: sizes[name] for name in sorted(sizes) if name.endswith(".tar") and not name.startswith(".")}
+        meant = [name for name in sorted(sizes) if self.pattern is None or self.pattern.matches(name)]
+        if compressed := [name for name in meant if is_compressed_name(name)]:
+            raise ShardError(
+                f"{len(compressed):,} of the tars in {self.text} are compressed, first {compressed[0]}: shards are "
+                "read as plain tars; decompress them, or move them elsewhere"
+            )
+        found = {name: sizes[name] for name in meant if is_tar_name(name)}
+        self._check_pattern(found, [name for name in sizes if is_tar_name(name)])
+        return found
+
+    def _split(self) -> tuple[str, NamePattern | None]:
+        """The folder, and the pattern of names in it if there is one."""
+        folder, _, name = self.text.rpartition("/")
+        if not is_pattern(name) or (self.scheme is None and Path(self.text).is_dir()):
+            return self.text, None
+        if self.scheme in WEB and not is_tar_name(name) and not is_compressed_name(name):
+            return self.text, None  # in a URL, a question mark begins its query
+        return folder or "/", NamePattern(name)
+
+    def _check_pattern(self, found: Collection[str], tars: Collection[str]) -> None:
+        if self.pattern is None:
+            return
+        if missing := sorted(self.pattern.names - set(found)):
+            raise ShardError(
+                f"{len(missing):,} of {len(self.pattern.names):,} tars that {self.text} names do not exist, first "
+                f"{missing[0]}: check data.shards"
+            )
+        if not found:
+            holds = f"it holds {len(tars):,} tars, first {min(tars)}" if tars else "it holds no tars"
+            raise ShardError(f"no tar in {self.folder} matches {self.pattern.text} ({holds}): check data.shards")
 
     def size(self, name: str) -> int | None:
         """Size in bytes of the file ``name``, None where the server does not tell."""
@@ -156,7 +202,7 @@ class Location:
 
     @contextmanager
     def _faults(self, verb: str, name: str = "") -> Iterator[None]:
-        place = self.path(name) if name else self.text
+        place = self.path(name) if name else self.folder
         try:
             yield
         except ShardError:
@@ -173,6 +219,11 @@ class Location:
             raise ShardError(f"cannot {verb} {place}: it is a file; name the folder that holds the shards") from error
         except Exception as error:
             raise _fault(verb, place, error) from error
+
+
+def shards_folder(location: str | Path) -> str:
+    """The folder or URL of the shards that a location means, without its pattern."""
+    return Location(location).folder
 
 
 class _Explained:

@@ -1,13 +1,12 @@
 """From images to shards: shuffled by a seed, byte for byte the same on every packing."""
 
-import math
 import operator
 import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -73,8 +72,6 @@ def pack(
     work.mkdir(parents=True)
     try:
         count, samples = _in_order(source, seed, len(classes) if classes else None, work)
-        if not count:
-            raise ShardError("there are no images to pack")
         shards, table = _write_shards(samples, count, work, name, samples_per_shard)
         for file, content in (beside or {}).items():
             (work / file).write_bytes(content)
@@ -126,13 +123,18 @@ def _by_number(source: AddressableSource, seed: int, classes: int | None) -> Ite
 def _write_shards(
     samples: Iterator[Sample], count: int, folder: Path, name: str, samples_per_shard: int
 ) -> tuple[list[ShardInfo], pa.Table]:
-    shards, tables = [], []
+    shards: list[ShardInfo] = []
+    tables: list[pa.Table] = []
     with Progress("pack", total=count, unit="images") as progress:
-        for number in range(math.ceil(count / samples_per_shard)):
-            shard, table = write_shard(folder / f"{name}-{number:06d}.tar", islice(samples, samples_per_shard))
+        # A source by number may leave out some of the samples that it announced.
+        while (first := next(samples, None)) is not None:
+            some = chain([first], islice(samples, samples_per_shard - 1))
+            shard, table = write_shard(folder / f"{name}-{len(shards):06d}.tar", some)
             shards.append(shard)
             tables.append(table)
             progress.advance(shard.samples, note=shard.name)
+    if not shards:
+        raise ShardError("there are no images to pack" + (f": none of {count:,} files is one" if count else ""))
     return shards, pa.concat_tables(tables)
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from codec_dist.shards.decoding import Decoded, Decoder
 from codec_dist.shards.errors import DamagedTarError, ShardError
+from codec_dist.shards.index_files import how_to_index
 from codec_dist.shards.location import Location
 from codec_dist.shards.retries import Retries
 from codec_dist.shards.scanning import ShardInfo
-from codec_dist.shards.streams import HashingStream, RawSample, stream_samples
+from codec_dist.shards.streams import HashingStream, RawSample, dotted_fields, stream_samples
 
 # Position, sample, and a fault that the index knows.
 Item = tuple[int, RawSample, str | None]
@@ -50,7 +51,7 @@ def read_shard(
     place = Location(location, retries)
     _check_size(place, info)
     decoder = Decoder(tuple(dict.fromkeys(each.lower() for each in image_fields)), label_field, classes)
-    items = _read_items(place, info, decoder.wanted)
+    items = _read_items(place, info, decoder.wanted, dotted_fields(image_fields))
     if keys is not None:
         chosen = frozenset(keys)
         items = (item for item in items if item[1].key in chosen)
@@ -83,13 +84,15 @@ def _readable(place: Location, name: str, size: int) -> int:
     return count
 
 
-def _read_items(place: Location, info: ShardInfo, wanted: Collection[str]) -> Iterator[Item]:
+def _read_items(
+    place: Location, info: ShardInfo, wanted: Collection[str], image_fields: Collection[str]
+) -> Iterator[Item]:
     count, fault = 0, ""
     known = dict(info.faults)
     path, remedy = place.path(info.name), _remedy(place)
     with place.open(info.name, info.bytes) as file:
         stream = HashingStream(file)
-        samples = stream_samples(stream, path, wanted)
+        samples = stream_samples(stream, path, wanted, image_fields)
         try:
             while count < info.samples and (sample := next(samples, None)) is not None:
                 yield count, sample, known.get(count)
@@ -105,7 +108,7 @@ def _read_items(place: Location, info: ShardInfo, wanted: Collection[str]) -> It
 
 
 def _remedy(place: Location) -> str:
-    return f"restore it, or index anew with `codec-dist shards index {place}`"
+    return f"restore it, or {how_to_index(place)}"
 
 
 def _map_in_threads(decode: Callable[[Item], Decoded], items: Iterable[Item], threads: int) -> Iterator[Decoded]:

@@ -7,6 +7,9 @@ from typing import Protocol, runtime_checkable
 
 from codec_dist.shards.errors import ShardError
 from codec_dist.shards.labels import LARGEST_LABEL
+from codec_dist.shards.tally import Tally
+
+UNENCODED = re.compile(r"[^%.\\]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +41,33 @@ class AddressableSource(Protocol):
         ...
 
     def read(self, numbers: Sequence[int]) -> Iterable[Sample]:
-        """The samples of these numbers, in this order."""
+        """The samples of these numbers, in this order; those that turn out to be no images are left out."""
         ...
+
+
+@runtime_checkable
+class CountedSource(Protocol):
+    """A source that tells what it leaves out; both tallies are complete once all samples were read."""
+
+    left_out: Tally
+    """Files or rows that are not packed, by reason."""
+    changed: Tally
+    """Images that are not packed byte by byte, by what was done to them."""
+    notes: list[str]
+    """What the user should know of the labels."""
+
+
+def file_key(path: str) -> str:
+    """The key of a file: its path, percent-encoded where a key cannot hold it.
+
+    Encoded are dots, percent signs, backslashes, what cannot be printed (control characters, all spaces but the plain
+    one), bytes that are not UTF-8, and the first of two underscores that begin the path. Different paths have different
+    keys; ``urllib.parse.unquote_to_bytes`` gives the path back.
+    """
+    if path.isprintable() and not path.startswith("__") and UNENCODED.fullmatch(path):
+        return path  # as nearly all are
+    encoded = "".join(each if each.isprintable() and each not in "%.\\" else _percent(each) for each in path)
+    return f"%5F{encoded[1:]}" if encoded.startswith("__") else encoded
 
 
 def check_key(key: str) -> None:
@@ -71,3 +99,7 @@ def check_sample(sample: Sample, classes: int | None) -> None:
     if label is not None and not 0 <= label < (classes or LARGEST_LABEL + 1):
         known = f"0 to {classes - 1} (classes)" if classes else "integers from 0"
         raise ShardError(f"the label {label} of {sample.key!r} is out of range: expected {known}")
+
+
+def _percent(character: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogateescape"))

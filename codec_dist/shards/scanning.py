@@ -1,12 +1,14 @@
 """One tar's entry in the index, by one read of its bytes."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 from codec_dist.shards.labels import read_label
 from codec_dist.shards.location import Location
-from codec_dist.shards.streams import HashingStream, repeated_key, stream_samples
+from codec_dist.shards.streams import HashingStream, RawSample, dotted_fields, repeated_key, stream_samples
+from codec_dist.shards.tally import Tally
 
 SAMPLES_SCHEMA = pa.schema(
     [("shard", pa.string()), ("position", pa.int32()), ("key", pa.string()), ("label", pa.int32())]
@@ -27,10 +29,30 @@ class ShardInfo:
     names, tell: keys that occur again, labels without a class."""
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What the scan of a tar found besides its samples; counts by reason."""
+
+    passed_over: Tally = field(default_factory=Tally)
+    """Members that belong to no sample."""
+    unusable: Tally = field(default_factory=Tally)
+    """Samples that cannot be used, as far as names and labels tell."""
+
+    def merge(self, other: "Findings") -> None:
+        """Add those of another tar."""
+        self.passed_over.merge(other.passed_over)
+        self.unusable.merge(other.unusable)
+
+
 def scan_shard(
-    place: Location, name: str, label_field: str, classes: int | None = None, size: int | None = None
-) -> tuple[ShardInfo, pa.Table]:
-    """One tar's entry in the index, and its table of samples (a bad label counts as none).
+    place: Location,
+    name: str,
+    label_field: str,
+    classes: int | None = None,
+    size: int | None = None,
+    image_fields: Collection[str] = (),
+) -> tuple[ShardInfo, pa.Table, Findings]:
+    """One tar's entry in the index, its table of samples (a bad label counts as none), and what else was found.
 
     Args:
         place: folder of the tar.
@@ -38,30 +60,65 @@ def scan_shard(
         label_field: extension of the member with the label, or ``json:FIELD``.
         classes: number of classes, where the data set names them: labels from this number on are faults.
         size: bytes of the tar, where known.
+        image_fields: extensions that hold images; those with dots decide what is one sample.
 
     Raises:
         DamagedTarError: the tar is cut short or no tar.
         ShardError: it cannot be read.
     """
-    keys: list[str] = []
-    labels: list[int | None] = []
-    first: dict[str, int] = {}
-    faults: dict[int, str] = {}
+    rows, passed_over = _Rows(classes, image_fields), Tally()
     with place.open(name, size) as file:
         stream = HashingStream(file)
-        for sample in stream_samples(stream, place.path(name), {label_field.partition(":")[0].lower()}):
-            position = len(keys)
-            label, _ = read_label(sample.members, label_field)
-            if sample.repeats is not None:
-                faults[position] = faults[first[sample.repeats]] = repeated_key(sample.repeats)
-                labels[first[sample.repeats]] = None
-            elif label is not None and classes is not None and label >= classes:
-                faults[position] = f"the label {label} is out of range: classes.json names classes 0 to {classes - 1}"
-            first.setdefault(sample.key, position)
-            keys.append(sample.key)
-            labels.append(None if sample.fault or position in faults else label)
+        wanted, dotted = {label_field.partition(":")[0].lower()}, dotted_fields(image_fields)
+        for sample in stream_samples(stream, place.path(name), wanted, dotted, passed_over):
+            rows.add(sample, *read_label(sample.members, label_field))
         fingerprint = stream.drain()
-    columns = [[name] * len(keys), range(len(keys)), keys, labels]
+    columns = [[name] * len(rows.keys), range(len(rows.keys)), rows.keys, rows.labels]
     arrays = [pa.array(list(column), kind.type) for column, kind in zip(columns, SAMPLES_SCHEMA)]
     table = pa.Table.from_arrays(arrays, schema=SAMPLES_SCHEMA)
-    return ShardInfo(name, len(keys), stream.bytes, fingerprint, tuple(sorted(faults.items()))), table
+    info = ShardInfo(name, len(rows.keys), stream.bytes, fingerprint, tuple(sorted(rows.faults.items())))
+    return info, table, Findings(passed_over, rows.unusable(name))
+
+
+class _Rows:
+    """The samples of one tar as they come: keys, labels, and what is wrong with which."""
+
+    def __init__(self, classes: int | None, image_fields: Collection[str]) -> None:
+        self._classes, self._image_fields = classes, {each.lower() for each in image_fields}
+        self._reasons: dict[int, str] = {}
+        self._first: dict[str, int] = {}
+        self.keys: list[str] = []
+        self.labels: list[int | None] = []
+        self.faults: dict[int, str] = {}
+        """Position → reason, where only the whole tar, or the class names, tell."""
+
+    def add(self, sample: RawSample, label: int | None, label_fault: str | None) -> None:
+        position = len(self.keys)
+        self._first.setdefault(sample.key, position)
+        self.keys.append(sample.key)
+        self.labels.append(label)
+        if sample.repeats is not None:
+            for each in {position, self._first.get(sample.repeats, position)}:
+                self.faults[each] = repeated_key(sample.repeats)
+                self._refuse(each, "samples whose key occurs again in their tar")
+        elif label is not None and self._classes is not None and label >= self._classes:
+            named = f"classes.json names classes 0 to {self._classes - 1}"
+            self.faults[position] = f"the label {label} is out of range: {named}"
+            self._refuse(position, f"samples whose label is out of range ({named})")
+        elif sample.fault is not None:
+            self._refuse(position, f"samples of which it holds: {sample.fault}")
+        elif label_fault is not None:
+            self._refuse(position, "samples whose label is not an integer from 0")
+        elif self._image_fields.isdisjoint(sample.members):
+            self._reasons[position] = f"samples without an image ({', '.join(sorted(self._image_fields))})"
+
+    def unusable(self, name: str) -> Tally:
+        """Counts of samples that cannot be used, by reason."""
+        tally = Tally()
+        for position, reason in sorted(self._reasons.items()):
+            tally.add(reason, f"{self.keys[position]} in {name}")
+        return tally
+
+    def _refuse(self, position: int, reason: str) -> None:
+        self._reasons[position] = reason
+        self.labels[position] = None

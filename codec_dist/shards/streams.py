@@ -6,10 +6,18 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from codec_dist.shards.location import Readable
+from codec_dist.shards.tally import Tally
 from codec_dist.shards.tar import PIECE, TarReader
 
+# Key and extension, as WebDataset splits them: at the first dot of the file's name.
+MEMBER = re.compile(r"((?:.*/)?[^./]*)\.([^/]*)", re.DOTALL)
 # Members that WebDataset's readers pass over.
 META = re.compile(r"__[^/]*__($|/)")
+SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store")
+# What the last part of an extension is for an image, whichever of them a run reads.
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
+NO_EXTENSION = "members without an extension"
+DOTS = "its file name holds dots, and a key ends at the first, which other images share: rename them without dots"
 
 
 class HashingStream:
@@ -47,38 +55,66 @@ class RawSample:
     """The key that an earlier sample of this tar has, too."""
 
 
-def stream_samples(stream: Readable, name: str, wanted: Collection[str] | None = None) -> Iterator[RawSample]:
+def stream_samples(
+    stream: Readable,
+    name: str,
+    wanted: Collection[str] | None = None,
+    image_fields: Collection[str] = (),
+    passed_over: Tally | None = None,
+) -> Iterator[RawSample]:
     """The samples of one tar, in its order; nothing that it holds can make one vanish or stop the others.
+
+    Several images whose names hold dots, so that their keys end at the same dot, are one unusable sample each.
 
     Args:
         stream: the tar.
         name: its path, for errors.
         wanted: extensions (lower case) whose content is read; default: all.
+        image_fields: extensions with dots, such as ``left.png``, that hold an image of their sample on purpose.
+        passed_over: counts the members that belong to no sample.
 
     Raises:
         DamagedTarError: the tar is cut short or no tar. The sample before the fault is not yielded, as it may
             be incomplete.
     """
-    # Here, because it imports torch, which packing and splitting do not need.
-    from webdataset.tariterators import base_plus_ext
-
+    passed_over = Tally() if passed_over is None else passed_over
     occurrences: dict[str, int] = {}
     current: str | None = None
     sample: RawSample | None = None
     tar = TarReader(stream, name)
     for member, oddity in tar:
-        key, extension = base_plus_ext(member)
-        if key is None or (member[0] == "_" and META.match(member)):
+        split = MEMBER.fullmatch(member)
+        reason = why_passed_over(member) or (NO_EXTENSION if split is None else None)
+        if split is None or reason is not None:
+            passed_over.add(reason or NO_EXTENSION, f"{member} in {name}")
             continue
+        key, extension = split.groups()
         if sample is None or key != current:
             if sample is not None:
-                yield sample
+                yield from _by_image(sample, image_fields, passed_over)
             current = key
             occurrences[key] = count = occurrences.get(key, 0) + 1
             sample = RawSample(key, {}) if count == 1 else _repeated(key, count)
         _enter(sample, extension.lower(), oddity, tar, wanted)
     if sample is not None:
-        yield sample
+        yield from _by_image(sample, image_fields, passed_over)
+
+
+def why_passed_over(path: str) -> str | None:
+    """Why a member, or a file of a folder, is no part of a data set by its path alone; None if it may be one."""
+    folders, _, name = path.rpartition("/")
+    if name.startswith("._") or "__MACOSX" in folders.split("/") or name.lower() in SYSTEM_FILES:
+        return "files of macOS or Windows (._*, __MACOSX, .DS_Store, Thumbs.db, desktop.ini)"
+    if name.startswith("."):
+        return "files whose names begin with a dot"
+    if path.startswith("__") and META.match(path):
+        return "members of the form __NAME__, which WebDataset passes over"
+    return None
+
+
+def dotted_fields(image_fields: Collection[str]) -> tuple[str, ...]:
+    """Those of ``data.image_fields`` that hold dots, in lower case; they decide what is one sample."""
+    return tuple(sorted({each.lower() for each in image_fields if "." in each}))
 
 
 def repeated_key(key: str) -> str:
@@ -88,6 +124,27 @@ def repeated_key(key: str) -> str:
 
 def _repeated(key: str, count: int) -> RawSample:
     return RawSample(f"{key}.duplicate-{count}", {}, repeated_key(key), repeats=key)
+
+
+def _by_image(sample: RawSample, image_fields: Collection[str], passed_over: Tally) -> Iterator[RawSample]:
+    """The sample; or, where it is several images whose names hold dots, an unusable one for each of them."""
+    dotted = [each for each in sample.members if "." in each and each.rpartition(".")[2] in IMAGE_SUFFIXES]
+    if not dotted or any(each in image_fields for each in sample.members):
+        yield sample
+    elif any(each in IMAGE_SUFFIXES for each in sample.members):
+        passed_over.add(
+            "further images, with dots in their names, of samples that have one",
+            f"{sample.key}.{dotted[0]}",
+            len(dotted),
+        )
+        yield sample
+    elif len(dotted) == 1:
+        yield sample
+    else:
+        key, again = (sample.key, "") if sample.repeats is None else (sample.repeats, sample.key[len(sample.repeats) :])
+        fault = sample.fault if sample.fault is not None and sample.repeats is None else DOTS
+        for extension in dotted:
+            yield RawSample(f"{key}.{extension}{again}", {extension: sample.members[extension]}, fault)
 
 
 def _enter(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from codec_dist.cli import main
 from codec_dist.shards import digits, load_index, read_parts, shape_parts
@@ -47,6 +48,8 @@ def test_parquet_files_are_packed(tmp_path: Path) -> None:
         ("shapes", ["--image-column", "x"], "--image-column is an option for Parquet files, but shapes is shapes"),
         ("x.parquet", ["--format", "png"], "--format is an option for shapes, but x.parquet is Parquet files"),
         ("shapes", ["--classes", "1000000"], "1,000,000 classes of shapes"),
+        ("shapes", ["--classes", "imagenet"], "--classes 'imagenet': shapes take a whole number"),
+        ("digits", ["--classes", "imagenet"], "--classes is an option for shapes, folders and Parquet files"),
     ],
 )
 def test_options_of_another_source_are_refused(
@@ -70,3 +73,56 @@ def test_index_tells_what_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureF
     assert told[2].startswith(
         "2 samples cannot be used by their keys and labels alone, first number 0 in b.tar: the key"
     )
+
+
+def _picture(path: Path, **options: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (4, 4)).save(path, **options)
+
+
+def test_packing_a_folder_ends_with_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("n01440764/1.png", "n01440764/2.bmp", "n02979186/1.gif", "n02979186/v2.0\u00a0a\\b.jpg"):
+        _picture(tmp_path / "in" / name)
+    for name in ("n01440764/notes.txt", "n01440764/more.txt", "n02979186/._1.png", "n02979186/torn.tif"):
+        (tmp_path / "in" / name).write_bytes(b"no image")
+    assert main(["shards", "pack", str(tmp_path / "in"), str(tmp_path / "s"), "--classes", "imagenet"]) == 0
+    told = capsys.readouterr().out
+    assert "4 samples in 1 shard\n" in told
+    assert "labelled: 4 samples, 2 classes of 1,000 in classes.json, labels 0 to 482\n" in told
+    assert "left out: 4\n" in told
+    assert "  2 files .txt, no format of images, first n01440764/more.txt\n" in told
+    assert "2 the same pixels as PNG, first" in told
+    index = load_index(tmp_path / "s")
+    assert {row["key"].partition("/")[0]: row["label"] for row in index.samples().to_pylist()} == {
+        "n01440764": 0, "n02979186": 482
+    }  # fmt: skip
+    assert index.classes is not None
+    assert index.classes[482] == "cassette player"
+
+
+def test_folders_that_are_some_of_imagenets_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _picture(tmp_path / "in" / "n02979186" / "1.png")
+    assert main(["shards", "pack", str(tmp_path / "in"), str(tmp_path / "s")]) == 0
+    assert "--classes imagenet" in capsys.readouterr().out
+    (tmp_path / "in" / "gone").symlink_to("nowhere")
+    assert main(["shards", "pack", str(tmp_path / "in"), str(tmp_path / "t")]) == 2
+    assert "gone -> nowhere" in capsys.readouterr().err
+
+
+def test_a_pattern_is_indexed_and_what_is_passed_over_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("train-0.tar", "val-0.tar"):
+        with tarfile.open(tmp_path / name, "w") as tar:
+            for member in ("a.png", "a.cls", "x/._a.png", "Shot 2.1.png", "Shot 2.2.png", "b.cls"):
+                content = b"3" if member.endswith(".cls") else b"image"
+                entry = tarfile.TarInfo(member)
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    assert main(["shards", "index", f"{tmp_path}/train-*.tar"]) == 0
+    told = capsys.readouterr().out
+    assert f"{tmp_path}/train-*.tar: 4 samples in 1 shard\n" in told
+    assert "3 samples cannot be used by their keys and labels alone\n" in told
+    assert "labelled: 2 samples, 1 classes, labels 3 to 3\n" in told
+    assert "left out (members of no sample): 1\n" in told
+    assert not (tmp_path / "index.parquet").exists()

@@ -26,6 +26,8 @@ FAULTS = {
     "again.duplicate-2": "the key 'again' occurs several times",
     "beyond": "the label 10 is out of range: there are classes 0 to 9",
     "word": "label",
+    "dots 1.1.png": "a key ends at the first",
+    "dots 1.2.jpg": "a key ends at the first",
     "bomb": "the image claims 10,000 × 10,000 pixels",
 }
 
@@ -63,7 +65,8 @@ def shards(tmp_path: Path) -> Path:
         [
             ("again.png", png), ("torn.jpg", jpeg[: len(jpeg) // 2]), ("text.png", b"no image"), ("bare.cls", b"1"),
             ("both.jpg", jpeg), ("both.png", png), ("again.png", png), ("beyond.png", png), ("beyond.cls", b"10"),
-            ("word.png", png), ("word.cls", b"cat"), ("bomb.png", bomb), ("fine.png", png), ("fine.cls", b"9"),
+            ("word.png", png), ("word.cls", b"cat"), ("dots 1.1.png", png), ("dots 1.2.jpg", jpeg),
+            ("bomb.png", bomb), ("in/._fine.png", b"macOS"), ("fine.png", png), ("fine.cls", b"9"),
         ],
     )  # fmt: skip
     return folder
@@ -85,8 +88,16 @@ def test_every_fault_is_counted_and_named(make_config: MakeConfig, shards: Path)
     assert store.samples["key"].to_pylist() == [*KEYS, "unlabelled", "fine"]
     assert store.samples["label"].to_pylist() == [0, 1, 2, 3, None, 9]
     assert verify_store(location).ok
-    with pytest.raises(ExtractionError, match=r"9 of 15 samples cannot be used, more than data.max_bad_fraction"):
+    with pytest.raises(ExtractionError, match=r"11 of 17 samples cannot be used, more than data.max_bad_fraction"):
         extract(make_config(data={"shards": str(shards), "max_bad_fraction": 0.5}))
+
+
+def test_a_pattern_extracts_the_tars_that_it_names_alone(make_config: MakeConfig, shards: Path) -> None:
+    config = make_config(data={"shards": f"{shards}/[ab].tar"})
+    extraction_without_ray.extract_here(config)
+    store = ContributionStore(config.store_location)
+    assert store.samples["key"].to_pylist() == [*KEYS, "unlabelled"]
+    assert not (shards / "index.parquet").exists()
 
 
 @pytest.mark.parametrize(

@@ -138,12 +138,12 @@ def test_target_that_needs_labels_names_the_sample_without(make_config: MakeConf
 
 def _pack_with_labels_beyond(folder: Path, beyond: int) -> str:
     """Twenty digits, so many of them with the label 11."""
-    samples, classes = digits()
+    samples, _ = digits()
     mixed = [
         dataclasses.replace(each, label=11) if number < beyond else each
         for number, each in enumerate(islice(samples, 20))
     ]
-    pack(mixed, folder, samples_per_shard=20, classes=[*classes, "ten", "eleven"])
+    pack(mixed, folder, samples_per_shard=20)
     return str(folder)
 
 
@@ -157,6 +157,13 @@ def test_too_many_labels_beyond_the_outputs_are_refused_whatever_the_target(
     )
     with pytest.raises(ExtractionError, match=message):
         extract(make_config(data=data))
+
+
+def test_more_class_names_than_outputs_are_refused_before_ray_starts(make_config: MakeConfig, tmp_path: Path) -> None:
+    samples, classes = digits()
+    pack(islice(samples, 20), tmp_path / "shards", classes=[*classes, "ten"])
+    with pytest.raises(ExtractionError, match=r"names 11 classes, but the model has 10 outputs"):
+        make_plan(make_config(data={"shards": str(tmp_path / "shards")}))
 
 
 def test_a_few_labels_beyond_the_outputs_do_not_hinder_the_plan(make_config: MakeConfig, tmp_path: Path) -> None:

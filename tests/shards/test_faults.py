@@ -98,7 +98,7 @@ def test_labels_without_a_class_are_unusable(tmp_path, tar, pixels):
     plain = load_index(tmp_path / "s")
     assert plain.fault_count == 0
     (tmp_path / "s" / "classes.json").write_text('["zero", "one"]')
-    with pytest.raises(ShardError, match=r"names 2 classes, and named 0 when the shards were indexed: index anew"):
+    with pytest.raises(ShardError, match=r"names 2 classes, and named 0 when the shards were indexed: index again"):
         load_index(tmp_path / "s")
     index = build_index(tmp_path / "s")
     assert index.fault_count == 2
@@ -129,10 +129,56 @@ def test_keys_may_hold_slashes_dots_in_folders_and_any_script(tmp_path, tar, pix
     assert {key: (item.label, item.error) for key, item in read(index).items()} == dict.fromkeys(keys, (3, None))
 
 
-def test_a_dot_in_a_file_name_ends_its_key_and_what_follows_is_no_image(tmp_path, tar, pixels):
-    tar(tmp_path / "x.tar", [("photo.1.png", pixels), ("photo.2.png", pixels)])
+def test_each_image_whose_key_ends_at_a_shared_dot_is_a_bad_sample_of_its_own(tmp_path, tar, pixels):
+    members = [("Screenshot 2.1.png", pixels), ("Screenshot 2.1.cls", b"1"), ("Screenshot 2.2.PNG", pixels)]
+    tar(tmp_path / "x.tar", [*members, ("b.png", pixels), ("b.cls", b"0"), ("Screenshot 2.1.png", pixels),
+                             ("Screenshot 2.3.jpg", pixels), ("c.png", pixels)])  # fmt: skip
+    index = build_index(tmp_path)
+    items = read(index)
+    bad = [
+        "Screenshot 2.1.png",
+        "Screenshot 2.2.png",
+        "Screenshot 2.1.png.duplicate-2",
+        "Screenshot 2.3.jpg.duplicate-2",
+    ]
+    assert list(items) == index.samples()["key"].to_pylist() == [*bad[:2], "b", *bad[2:], "c"]
+    assert [key for key, item in items.items() if item.error is not None] == bad
+    assert all("a key ends at the first" in items[key].error for key in bad)
+    assert (items["b"].label, index.samples()["label"].null_count) == (0, 5)
+    assert index.findings.unusable.total == 4
+
+
+def test_one_image_with_dots_in_its_name_is_told_why_it_is_none(tmp_path, tar, pixels):
+    tar(tmp_path / "x.tar", [("photo.1.png", pixels), ("a.png", pixels)])
     items = read(load_index(tmp_path))
-    assert items["photo"].error == "there is no image: expected one of jpg, jpeg, png, webp, found .1.png, .2.png"
+    assert "found .1.png (an extension begins at the first dot" in items["photo"].error
+
+
+def test_extensions_with_dots_that_are_asked_for_are_images_of_one_sample(tmp_path, tar, pixels, png):
+    right = png(np.zeros((7, 7), np.uint8))
+    tar(tmp_path / "x.tar", [("a.left.png", pixels), ("a.right.png", right), ("a.cls", b"4")])
+    plain = load_index(tmp_path)
+    assert plain.sample_count == 2, "an image each"
+    fields = ("right.png",)
+    index = load_index(tmp_path, tmp_path / "cache", image_fields=fields)
+    items = read(index, image_fields=fields)
+    assert {key: (item.label, item.image.size) for key, item in items.items()} == {"a": (4, (7, 7))}
+    assert load_index(tmp_path, tmp_path / "cache", image_fields=fields) == index
+    assert load_index(tmp_path) == plain
+
+
+def test_files_of_operating_systems_are_passed_over_and_counted(tmp_path, tar, pixels):
+    passed = ["._root.png", "dir/._a.png", "dir/.hidden.jpg", "__MACOSX/dir/._a.png", "x/__MACOSX/b.png", ".DS_Store",
+              "dir/.DS_Store", "dir/Thumbs.db", "desktop.ini", "README", "__index__"]  # fmt: skip
+    members = [(name, b"\0\5\x16\7") for name in passed]
+    images = [("./dir/a.png", pixels), ("./dir/a.cls", b"1"), (".config/b.png", pixels), ("dir.d/c.png", pixels)]
+    tar(tmp_path / "x.tar", [member for pair in zip(members, images) for member in pair] + members[len(images) :])
+    index = build_index(tmp_path)
+    assert {key: (item.label, item.error) for key, item in read(index).items()} == {
+        "./dir/a": (1, None), ".config/b": (None, None), "dir.d/c": (None, None)
+    }  # fmt: skip
+    assert index.findings.passed_over.total == len(passed)
+    assert index.findings.unusable.total == 0
 
 
 def test_an_empty_shard_is_a_shard_without_samples(tmp_path, tar, pixels):

@@ -119,7 +119,7 @@ def test_a_damaged_index_is_refused_with_a_remedy(packed):
     samples = Path(packed.location, "index-samples.parquet")
     content = samples.read_bytes()
     samples.unlink()
-    with pytest.raises(ShardError, match=r"index-samples.parquet is missing: index anew"):
+    with pytest.raises(ShardError, match=r"index-samples.parquet is missing: index again"):
         load_index(packed.location).samples()
     samples.write_bytes(content[:50])
     with pytest.raises(ShardError, match="not a readable Parquet file"):

@@ -1,5 +1,6 @@
 """Packing from Parquet files: every row an image, labels by number or name, memory bounded, faults named."""
 
+import io
 import json
 import os
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from codec_dist.shards import ShardError, is_parquet, load_index, pack, parquet_images, read_shard
 
@@ -186,3 +188,78 @@ def test_a_label_below_minus_one_is_refused(tmp_path):
     write(tmp_path / "x.parquet", image=[b"1"], label=[-2])
     with pytest.raises(ShardError, match=r"the label -2 in row 0 of .* is out of range"):
         list(parquet_images(tmp_path / "x.parquet")[0])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "target",
+        "Targets",
+        "label_id",
+        "labelId",
+        "category",
+        "category_id",
+        "Label",
+        "LABEL",
+        "fine_label",
+        "Class",
+        "class_name",
+        "y",
+    ],
+)
+def test_columns_of_labels_are_found_by_their_names(tmp_path, images, name):
+    write(tmp_path / "x.parquet", image=images, width=[4] * 50, **{name: list(range(50))}, caption=["a"] * 50)
+    samples, _ = parquet_images(tmp_path / "x.parquet")
+    assert [sample.label for sample in samples] == list(range(50))
+    assert samples.notes == []
+
+
+def test_several_columns_of_labels_are_named_and_none_is_said(tmp_path, images):
+    write(tmp_path / "x.parquet", img=images, fine_label=[1] * 50, coarse_label=[0] * 50)
+    with pytest.raises(ShardError, match=r"columns fine_label, coarse_label .*img.*--label-column"):
+        parquet_images(tmp_path / "x.parquet")
+    write(tmp_path / "y.parquet", img=images, species=["a"] * 50, width=[4] * 50)
+    samples, _ = parquet_images(tmp_path / "y.parquet")
+    assert "(columns: species, width): name one with --label-column" in samples.notes[0]
+
+
+def test_texts_that_are_all_integers_keep_their_values(tmp_path, images):
+    write(tmp_path / "x.parquet", image=images[:5], label=["7", "10", "-1", "007", None])
+    samples, classes = parquet_images(tmp_path / "x.parquet")
+    assert ([sample.label for sample in samples], classes) == ([7, 10, None, 7, None], [])
+    write(tmp_path / "y.parquet", image=images[:3], label=["7", "10", "ten"])
+    samples, classes = parquet_images(tmp_path / "y.parquet")
+    assert ([sample.label for sample in samples], classes) == ([1, 0, 2], ["10", "7", "ten"])
+
+
+def test_rows_of_other_formats_are_packed_as_png_and_what_is_no_image_is_said(tmp_path):
+    pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    contents = []
+    for form in ("BMP", "TIFF", "GIF", "PPM"):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, form)
+        contents.append(buffer.getvalue())
+    write(tmp_path / "x.parquet", image=[*contents, b"nothing"])
+    samples, _ = parquet_images(tmp_path / "x.parquet")
+    index = pack(samples, tmp_path / "s")
+    items = {item.key: item for item in read_shard(tmp_path / "s", index.shards[0])}
+    for number in range(4):
+        np.testing.assert_array_equal(np.asarray(items[f"x/{number:08d}"].image.convert("L")), pixels)
+    assert "there is no image" in items["x/00000004"].error
+    assert "first row 4 of x.parquet" in samples.notes[-1]
+
+
+def test_a_folder_of_parquet_files_is_read_once_whatever_links_it_holds(tmp_path, images):
+    write_to = tmp_path / "in" / "data"
+    write_to.mkdir(parents=True)
+    write(write_to / "a.PARQUET", image=images)
+    (tmp_path / "in" / "README.md").write_text("about")
+    for name in ("again", "once-more"):
+        (tmp_path / "in" / name).symlink_to("data")
+        (write_to / name).symlink_to("..")
+    assert is_parquet(tmp_path / "in")
+    samples, _ = parquet_images(tmp_path / "in")
+    assert len({sample.key for sample in samples}) == len(samples) == 50
+    assert samples.left_out.total == 5
+    (write_to / "a.PARQUET").unlink()
+    assert not is_parquet(tmp_path / "in")

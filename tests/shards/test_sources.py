@@ -67,10 +67,3 @@ def test_folders_that_are_no_data_set_are_refused(tmp_path):
     _image(tmp_path / "loose.png")
     with pytest.raises(ShardError, match=r"beside class folders, first loose.png"):
         image_folder(tmp_path)
-
-
-def test_two_files_of_one_name_in_a_class_are_refused_when_packed(tmp_path):
-    _image(tmp_path / "in" / "a" / "1.png")
-    _image(tmp_path / "in" / "a" / "1.jpg")
-    with pytest.raises(ShardError, match="'a/1' occurs twice"):
-        pack(image_folder(tmp_path / "in")[0], tmp_path / "out")
