@@ -21,8 +21,13 @@ from codec_dist.tracking.offline import wait_until_complete
 from codec_dist.utils import environment
 
 SECONDS_TO_FLUSH = 20.0
+# `ray job stop` kills 3 s after SIGTERM.
+SECONDS_TO_FLUSH_INTERRUPTED = 1.5
 MOST_REFERENCES = 1000
 MOST_BYTES_TO_HASH = 64 * 1024
+
+# Exit codes that W&B knows a run's end by; the last is its own for Ctrl-C.
+FINISHED, FAILED, INTERRUPTED = 0, 1, 255
 
 _open_runs = 0
 _lock = threading.Lock()
@@ -149,13 +154,24 @@ class WandbRun:
                 self._run._log_artifact(self._reference(used, known[used]["kind"], where, ()), use_after_commit=True)
         self._run.log_artifact(self._reference(name, kind, location, uses))
 
-    def finish(self, failed: bool) -> None:
-        """End the run; on return an offline run's file is complete, unless another run is still open."""
+    def finish(self, outcome: int) -> None:
+        """End the run; on return an offline run's file is complete, unless another run is still open.
+
+        Args:
+            outcome: of :func:`outcome_of`.
+        """
         path = self.file
         try:
-            self._run.finish(exit_code=int(failed))
-            if _release_service() and self._offline:
-                _wait_for(path)
+            try:
+                self._run.finish(exit_code=outcome)
+            finally:
+                ended = _release_service()
+            if ended and self._offline:
+                _wait_for(path, SECONDS_TO_FLUSH if outcome != INTERRUPTED else SECONDS_TO_FLUSH_INTERRUPTED)
+        except Exception:
+            # Whatever ended the stage is the error to show; it may have ended W&B's process, too.
+            if outcome == FINISHED:
+                raise
         finally:
             self._cleanup.close()
 
@@ -179,6 +195,13 @@ class WandbRun:
         return artifact
 
 
+def outcome_of(kind: type[BaseException] | None) -> int:
+    """The exit code of a run that ends with an exception of this kind, or with none."""
+    if kind is None:
+        return FINISHED
+    return INTERRUPTED if issubclass(kind, KeyboardInterrupt) else FAILED
+
+
 class RunSeries:
     """W&B runs that one process writes one after the other, as fast as W&B goes; use it as a context manager.
 
@@ -200,10 +223,10 @@ class RunSeries:
         self._files.append(run.file)
         try:
             yield run
-        except BaseException:
-            run.finish(failed=True)
+        except BaseException as error:
+            run.finish(outcome_of(type(error)))
             raise
-        run.finish(failed=False)
+        run.finish(FINISHED)
 
     def __enter__(self) -> Self:
         _keep_service()
@@ -240,9 +263,9 @@ def _release_service() -> bool:
     return ends
 
 
-def _wait_for(file: Path) -> None:
-    if not wait_until_complete(file, SECONDS_TO_FLUSH):
-        raise TrackingError(f"W&B did not complete {file} within {SECONDS_TO_FLUSH:g} s: is the disk full?")
+def _wait_for(file: Path, seconds: float = SECONDS_TO_FLUSH) -> None:
+    if not wait_until_complete(file, seconds):
+        raise TrackingError(f"W&B did not complete {file} within {seconds:g} s: is the disk full?")
 
 
 def _wandb_environment(directory: Path, offline: bool) -> dict[str, str]:

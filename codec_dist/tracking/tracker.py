@@ -11,10 +11,11 @@ from numpy.typing import ArrayLike
 from codec_dist.config import TrackingSection
 from codec_dist.tracking.errors import TrackingError
 from codec_dist.tracking.journal import MetricsJournal
-from codec_dist.tracking.runs import WandbRun
+from codec_dist.tracking.runs import FAILED, FINISHED, INTERRUPTED, WandbRun, outcome_of
 
 MOST_BINS = 512
 MOST_ROWS = 10_000
+EVENTS = {FINISHED: "end", FAILED: "failed", INTERRUPTED: "interrupted"}
 
 Cell = str | float | int | bool | Path | None
 
@@ -62,11 +63,12 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        outcome = outcome_of(kind)
         try:
-            self._write({"event": "end" if kind is None else "failed"})
+            self._write({"event": EVENTS[outcome]})
         finally:
             if self._wandb is not None:
-                self._wandb.finish(failed=kind is not None)
+                self._wandb.finish(outcome)
                 self._wandb = None
             if self._journal is not None:
                 self._journal.close()
