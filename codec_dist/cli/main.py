@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from codec_dist.cli.interruption import Interruption, orderly_interruption
 from codec_dist.cli.parser import build_parser, split_overrides
+from codec_dist.cli.streams import clean_streams
 from codec_dist.utils import CodecError
 
 OK, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    with _logging(debug), orderly_interruption() as interruption:
+    with _logging(debug), clean_streams(), orderly_interruption() as interruption:
         return _run(words, debug, interruption)
 
 

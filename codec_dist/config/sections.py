@@ -1,9 +1,10 @@
 """The sections of a config. The text under each field is also its help on the command line."""
 
+import unicodedata
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from codec_dist.utils import CodecError
 
@@ -49,9 +50,16 @@ class RunSection(Section):
     directory: Location
     """Folder that holds all that the run writes."""
     name: str = "run"
-    """Name shown in the report and on dashboards."""
+    """Name shown in the report and on dashboards: any text."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed from which every random choice of the run is derived."""
+
+    @field_validator("name")
+    @classmethod
+    def _one_line(cls, name: str) -> str:
+        """Without control characters, on one line; an empty name is the default."""
+        words = "".join(" " if unicodedata.category(each) in ("Cc", "Cs") else each for each in name).split()
+        return " ".join(words) or "run"
 
 
 class Split(Section):
@@ -308,11 +316,11 @@ class TrackingSection(Section):
 
     mode: Literal["offline", "online", "disabled"] = "offline"
     """W&B mode; `offline` needs no account and never asks for one."""
-    project: str = "codec_dist"
-    """W&B project."""
+    project: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^/\\#?%:]*$")] = "codec_dist"
+    """W&B project; WANDB_PROJECT does not replace it, except in a sweep."""
     entity: str | None = None
-    """W&B user or team; default: the account's own."""
-    tags: tuple[str, ...] = ()
+    """W&B user or team; default: WANDB_ENTITY, or the account's own."""
+    tags: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ()
     """Tags of the W&B runs."""
     per_sae: Literal["auto", "always", "never"] = "auto"
     """A W&B run for each SAE, written when training ends; `auto`: for a sweep (several SAEs of one architecture)."""

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from codec_dist.config import Config, ConfigError, load_config, save_config
+from codec_dist.config import Config, ConfigError, load_config, save_config, shown_config
 from codec_dist.extraction import Plan, make_plan
 from codec_dist.pipeline.errors import PipelineError
 from codec_dist.pipeline.inputs import planned_inputs, present_inputs
@@ -119,15 +119,18 @@ def stage_fingerprint(stage: Stage, config: Config, run: RunDirectory) -> str:
     return hash_json({"stage": stage.name, "settings": stage.settings(config, run), "inputs": inputs})
 
 
-def current_stages(config: Config, run: RunDirectory) -> set[str]:
-    """The stages whose results belong to this config and to each other."""
+def current_stages(config: Config, run: RunDirectory, readable: bool = True) -> set[str]:
+    """The stages whose results belong to this config and to each other.
+
+    Where the shards are not ``readable``, nothing speaks against the stages that are there.
+    """
     current: set[str] = set()
     for stage in STAGES:
         record = run.record(stage.name)
         if record is None or not current.issuperset(stage.needs):
             continue
         try:
-            belongs = record.fingerprint == stage_fingerprint(stage, config, run)
+            belongs = not readable or record.fingerprint == stage_fingerprint(stage, config, run)
         except CodecError:
             # Data or model are out of reach, as where a run is only looked at: nothing speaks against its files.
             belongs = True
@@ -139,7 +142,7 @@ def current_stages(config: Config, run: RunDirectory) -> set[str]:
 def _save_config(config: Config, run: RunDirectory) -> None:
     """Write the resolved config, unless the one that is there says the same (in its own words)."""
     # Where the work ran is no part of the run: another machine has other addresses.
-    kept = config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": None})})
+    kept = shown_config(config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": None})}))
     try:
         if load_config(run.config) == kept:
             return

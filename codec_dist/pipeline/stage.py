@@ -22,8 +22,8 @@ class StageContext:
     run: RunDirectory
     tracker: Tracker | None
     """Where the stage logs; None for stages that log from another process."""
-    current_stages: Callable[[], set[str]] = field(repr=False)
-    """Names of the stages whose results belong to this config and to each other."""
+    current_stages: Callable[[bool], set[str]] = field(repr=False)
+    """Names of the stages whose results belong to this config and to each other; given whether shards can be read."""
     resources: contextlib.ExitStack = field(repr=False)
     """Closed after the last stage; holds the Ray session once one is needed."""
     planned: tuple[Plan, tuple[ShardInfo, ...]] | None = None

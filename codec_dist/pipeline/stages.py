@@ -1,5 +1,6 @@
 """The stages of a run in the order of the flow."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from codec_dist.config import Config
 from codec_dist.extraction import extract
 from codec_dist.pipeline.data import prepare
 from codec_dist.pipeline.errors import PipelineError
-from codec_dist.pipeline.images import load_run_model, run_index
+from codec_dist.pipeline.images import load_run_model, run_index, unreadable_shards
 from codec_dist.pipeline.inputs import StageInputs
 from codec_dist.pipeline.intervening import check_interventions, intervene
 from codec_dist.pipeline.run_directory import RunDirectory
@@ -88,7 +89,11 @@ def _check_training(inputs: StageInputs) -> None:
 
 
 def _report(context: StageContext) -> dict[str, Any]:
-    build_report(context.run.path, context.config, context.current_stages())
+    unreadable = unreadable_shards(context.config)
+    notes = [] if unreadable is None else [f"Results are shown without a look at the shards: {unreadable}"]
+    for note in notes:
+        sys.stderr.write(f"report: {note}\n")
+    build_report(context.run.path, context.config, context.current_stages(unreadable is None), notes)
     return {}
 
 

@@ -142,7 +142,7 @@ def write_index(index: ShardIndex, place: Location) -> None:
         OSError: the place is read-only or full.
     """
     metadata = {
-        "location": index.location,
+        "location": without_credentials(index.location),
         "label_field": index.label_field,
         "fingerprint": index.fingerprint,
         "classes": str(len(index.classes or ())),
@@ -198,7 +198,9 @@ def _read_index(folder: Location, place: Location, label_field: str) -> ShardInd
         return None
     shards, metadata = found
     beside = folder.text == place.text
-    if metadata.get("label_field") != label_field or not (beside or metadata.get("location") == place.text):
+    if metadata.get("label_field") != label_field or not (
+        beside or metadata.get("location") == without_credentials(place.text)
+    ):
         return None
     classes = read_classes(place)
     count = str(len(classes or ()))

@@ -69,7 +69,11 @@ class Location:
 
     def path(self, name: str) -> str:
         """The full path or URL of the file ``name``."""
-        return f"{self.text}/{name}"
+        if self.scheme not in WEB:
+            return f"{self.text}/{name}"
+        # A signature stands behind the path.
+        folder, mark, query = self.text.partition("?")
+        return f"{folder.rstrip('/')}/{name}{mark}{query}"
 
     def tars(self) -> dict[str, int | None]:
         """Name and size in bytes (None where unknown) of every tar, in the order of names.
@@ -79,7 +83,7 @@ class Location:
         """
         with self._faults("list"):
             entries = self._retries.call(lambda: self._files.ls(self.text, detail=True), self.text)
-        sizes = {str(entry["name"]).rsplit("/", 1)[-1]: entry.get("size") for entry in entries}
+        sizes = {self._name_of(entry): entry.get("size") for entry in entries}
         return {name: sizes[name] for name in sorted(sizes) if name.endswith(".tar") and not name.startswith(".")}
 
     def size(self, name: str) -> int | None:
@@ -111,6 +115,10 @@ class Location:
             raise PermissionError(f"{self.scheme}:// is read-only") from error
         except Exception as error:
             raise OSError(f"{type(error).__name__}: {error}") from error
+
+    def _name_of(self, entry: dict[str, Any]) -> str:
+        path = str(entry["name"])
+        return (path.partition("?")[0] if self.scheme in WEB else path).rsplit("/", 1)[-1]
 
     @contextmanager
     def open(self, name: str, size: int | None = None) -> Iterator[Readable]:

@@ -2,7 +2,7 @@
 
 import netrc
 import os
-import re
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -18,9 +18,11 @@ from codec_dist.config import TrackingSection
 from codec_dist.tracking.errors import TrackingError
 from codec_dist.tracking.journal import finite, read_metrics
 from codec_dist.tracking.offline import wait_until_complete
-from codec_dist.utils import environment
+from codec_dist.tracking.wandb_environment import SWEEP_STAGE, generate_id, sweep_environment, wandb_environment
+from codec_dist.utils import environment, identifier, without_credentials
 
 SECONDS_TO_FLUSH = 20.0
+LONGEST_TITLE = 128
 # `ray job stop` kills 3 s after SIGTERM.
 SECONDS_TO_FLUSH_INTERRUPTED = 1.5
 MOST_REFERENCES = 1000
@@ -55,13 +57,25 @@ class WandbRun:
         except OSError as error:
             raise TrackingError(f"cannot write to {directory / 'wandb'}: {error.strerror or error}") from error
         try:
-            self._cleanup.enter_context(environment(_wandb_environment(directory, self._offline)))
-            self._run = self._start(section, stage, group, config, name or f"{group}-{stage}")
+            in_sweep = stage == SWEEP_STAGE and name is None and bool(sweep_environment())
+            self._cleanup.enter_context(environment(wandb_environment(directory, section, in_sweep=in_sweep)))
+            place: dict[str, Any] = (
+                {} if in_sweep else {"project": section.project, "entity": section.entity, "id": generate_id()}
+            )
+            self._run = self._start(section, stage, group, config, name or f"{group}-{stage}", place)
         except BaseException:
             self._cleanup.close()
             raise
 
-    def _start(self, section: TrackingSection, stage: str, group: str, config: Mapping[str, Any], name: str) -> Any:
+    def _start(
+        self,
+        section: TrackingSection,
+        stage: str,
+        group: str,
+        config: Mapping[str, Any],
+        name: str,
+        place: Mapping[str, Any],
+    ) -> Any:
         import wandb
 
         if not self._offline:
@@ -74,27 +88,27 @@ class WandbRun:
             save_code=False,
             disable_job_creation=True,
             x_save_requirements=False,
+            # Metadata hold the words of the command line.
             # Offline, the machine's name and statistics are nobody's business, and asking for them takes time.
-            x_disable_meta=self._offline,
+            x_disable_meta=self._offline or any(word != without_credentials(word) for word in sys.argv),
             x_disable_machine_info=self._offline,
             x_disable_stats=self._offline,
         )
         try:
             with _own_service():
                 run = wandb.init(
-                    project=section.project,
-                    entity=section.entity,
+                    **place,
                     dir=str(self._directory),
-                    group=group,
+                    group=identifier(group),
                     job_type=stage,
-                    name=name,
+                    name=name if len(name) <= LONGEST_TITLE else name[: LONGEST_TITLE - 1] + "…",
                     tags=list(section.tags),
                     config=finite(config),
                     mode=section.mode,
                     settings=settings,
                     reinit="create_new",
                 )
-        except wandb.Error as error:
+        except (wandb.Error, ValueError) as error:
             reason = " ".join(str(error).split())
             raise TrackingError(f"W&B refused to start a run ({reason}): try `--tracking.mode offline`") from error
         _keep_service()
@@ -178,11 +192,11 @@ class WandbRun:
     def _reference(self, name: str, kind: str, location: str, uses: Sequence[str]) -> Any:
         import wandb
 
-        metadata = {"location": _without_secrets(location), "uses": list(uses)}
-        artifact = wandb.Artifact(_artifact_name(name), _artifact_name(kind), metadata=metadata)
+        metadata = {"location": without_credentials(location), "uses": list(uses)}
+        artifact = wandb.Artifact(identifier(name), identifier(kind), metadata=metadata)
         if "://" in location:
             with artifact.new_file("location.txt") as file:
-                file.write(_without_secrets(location) + "\n")
+                file.write(without_credentials(location) + "\n")
             return artifact
         root = Path(location).resolve()
         files = list(islice(_files(root), MOST_REFERENCES + 1))
@@ -268,21 +282,6 @@ def _wait_for(file: Path, seconds: float = SECONDS_TO_FLUSH) -> None:
         raise TrackingError(f"W&B did not complete {file} within {seconds:g} s: is the disk full?")
 
 
-def _wandb_environment(directory: Path, offline: bool) -> dict[str, str]:
-    """What only the environment can tell W&B."""
-    values = {"WANDB_SILENT": "true", "WANDB_DISABLE_GIT": "true", "WANDB_DISABLE_CODE": "true"}
-    if offline:
-        folder = directory.resolve() / "wandb"
-        values |= {
-            # Beside `init(mode="offline")`: without these two, W&B reports about itself when Python exits.
-            "WANDB_MODE": "offline",
-            "WANDB_ERROR_REPORTING": "false",
-            "WANDB_DATA_DIR": str(folder / "data"),
-            "WANDB_CACHE_DIR": str(folder / "cache"),
-        }
-    return values
-
-
 @contextmanager
 def _own_service() -> Iterator[None]:
     """Let W&B start its service process for this process alone.
@@ -354,16 +353,3 @@ def _one_type(cells: list[Any]) -> list[Any]:
 def _definition(name: str) -> str:
     """A metric's name as `define_metric` wants it: an unescaped dot would mean a nested value."""
     return name.replace("\\", "\\\\").replace(".", "\\.")
-
-
-def _artifact_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name)[:128]
-
-
-def _without_secrets(location: str) -> str:
-    """A URL without user, password and query, which may hold a signature."""
-    if "://" not in location:
-        return location
-    parts = urlsplit(location)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))

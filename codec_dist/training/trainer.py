@@ -19,6 +19,7 @@ import torch.distributed as dist
 from codec_dist.cluster_runtime import worker_environment
 from codec_dist.config import ClusterSection, SaeGroup, SaeSection, TrackingSection
 from codec_dist.store import ContributionStore
+from codec_dist.tracking import sweep_environment
 from codec_dist.training.errors import TrainingError
 from codec_dist.training.parts import read_parts
 from codec_dist.training.plan import SaeJob, check_training, is_finished, plan_jobs
@@ -169,7 +170,11 @@ def _train(task: TrainingTask, cluster: ClusterSection) -> None:
             failure_config=FailureConfig(max_failures=cluster.attempts - 1),
             # Ray Train works in a thread; memory that a thread frees is kept if all share one arena.
             worker_runtime_env={
-                "env_vars": worker_environment(task.threads, int(with_gpus)) | {"MALLOC_ARENA_MAX": "1"}
+                "env_vars": {
+                    **worker_environment(task.threads, int(with_gpus)),
+                    "MALLOC_ARENA_MAX": "1",
+                    **sweep_environment(),
+                }
             },
         ),
     )
