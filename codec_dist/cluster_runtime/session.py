@@ -46,10 +46,10 @@ class Session:
 def ray_session(cluster: ClusterSection, *, num_cpus: int | None = None, dashboard: bool = False) -> Iterator[Session]:
     """Connect to Ray for the length of a ``with`` block.
 
-    Joins ``cluster.address``; without one, the cluster that RAY_ADDRESS names (Ray sets it for the commands of
-    its jobs, so that inside of a job this is the job's cluster), or else starts Ray on this machine: bound to loopback, guarded by a token that
-    lives only in this process's environment, without usage reports and with quiet logs. What was
-    started is ended with the block, whatever ends it. A Ray that is initialised already is reused and
+    Joins ``cluster.address``; without one, the cluster that RAY_ADDRESS names (Ray sets it for the commands of its
+    jobs, so inside of a job this is the job's cluster); without either, starts Ray on this machine: bound to
+    loopback, guarded by a token that lives only in this process's environment, without usage reports and with quiet
+    logs. What was started is ended with the block, whatever ends it. A Ray that is initialised already is reused and
     left running.
 
     Args:

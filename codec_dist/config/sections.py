@@ -2,7 +2,7 @@
 
 import unicodedata
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
@@ -33,6 +33,15 @@ class Section(BaseModel):
         allow_inf_nan=False,
         coerce_numbers_to_str=True,
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_none(cls, values: Any) -> Any:
+        """`none`, as the help shows it, for a setting that is off by default."""
+        if not isinstance(values, dict):
+            return values
+        off = {name for name, field in cls.model_fields.items() if field.default is None}
+        return {name: None if value == "none" and name in off else value for name, value in values.items()}
 
 
 class Choice(Section):

@@ -13,7 +13,7 @@ from codec_dist.shards.index_files import how_to_index, read_samples, read_shard
 from codec_dist.shards.location import WEB, Location
 from codec_dist.shards.retries import Retries
 from codec_dist.shards.scanning import ShardInfo, scan_shard
-from codec_dist.utils import Progress, hash_json
+from codec_dist.utils import Progress, hash_json, without_credentials
 
 # Tars that are read at once; more than processors, as remote ones are waited for.
 SCANNED_AT_ONCE = 4
@@ -198,9 +198,8 @@ def _read_index(folder: Location, place: Location, label_field: str) -> ShardInd
         return None
     shards, metadata = found
     beside = folder.text == place.text
-    if metadata.get("label_field") != label_field or not (
-        beside or metadata.get("location") == without_credentials(place.text)
-    ):
+    known = beside or metadata.get("location") == without_credentials(place.text)
+    if metadata.get("label_field") != label_field or not known:
         return None
     classes = read_classes(place)
     count = str(len(classes or ()))

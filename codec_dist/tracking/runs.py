@@ -59,9 +59,9 @@ class WandbRun:
         try:
             in_sweep = stage == SWEEP_STAGE and name is None and bool(sweep_environment())
             self._cleanup.enter_context(environment(wandb_environment(directory, section, in_sweep=in_sweep)))
-            place: dict[str, Any] = (
-                {} if in_sweep else {"project": section.project, "entity": section.entity, "id": generate_id()}
-            )
+            # In a sweep, W&B takes these from the environment alone.
+            own = {"project": section.project, "entity": section.entity, "id": generate_id()}
+            place: dict[str, Any] = {} if in_sweep else own
             self._run = self._start(section, stage, group, config, name or f"{group}-{stage}", place)
         except BaseException:
             self._cleanup.close()

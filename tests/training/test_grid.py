@@ -66,9 +66,7 @@ def test_settings_that_came_later_leave_names_as_they_were(make_run: Callable[..
         ({"k": (99,)}, SaeError, r"blocks.0 \(8 channels\): .*between 1 and the number of modes"),
     ],
 )
-def test_a_grid_that_makes_no_sense_is_refused(
-    grid: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_a_grid_that_makes_no_sense_is_refused(grid: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         check_training({"blocks.0": 8}, ["contribution-positive", "activation-positive"], [SaeGroup(grid=grid)])
 
