@@ -32,6 +32,11 @@ RAY_SETS = ("RAY_AUTH_MODE",)
 # Ray puts Unix sockets 67 characters below its folder, and their paths may have 107.
 LONGEST_TEMPORARY_FOLDER = 40
 STARTS = 3
+_COMMON_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # SIGTERM is Python's here; Ray's own handler would print a stack of C++ and abort the process 3 s later.
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ def _surrounding_cluster() -> str | None:
 @contextmanager
 def _joined(address: str) -> Iterator[Session]:
     check_ray_answers(address)
-    with environment({"RAY_USAGE_STATS_ENABLED": "0"}, RAY_SETS), _signal_handler_kept():
+    with environment(_COMMON_ENVIRONMENT, RAY_SETS), _signal_handler_kept():
         try:
             with _signal_handler_kept():
                 context = ray.init(address=address, **_logging())
@@ -175,7 +180,7 @@ def _cpus_wanted(cluster: ClusterSection) -> int | None:
 
 def _local_environment() -> dict[str, str]:
     values = {
-        "RAY_USAGE_STATS_ENABLED": "0",
+        **_COMMON_ENVIRONMENT,
         # Workers of the plain kind, which nothing here uses, would slow the start of those that do the work.
         "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",

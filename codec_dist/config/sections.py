@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-from codec_dist.utils import CodecError
+from codec_dist.utils import CodecError, without_credentials
 
 
 class ConfigError(CodecError):
@@ -68,7 +68,7 @@ class RunSection(Section):
     def _one_line(cls, name: str) -> str:
         """Without control characters, on one line; an empty name is the default."""
         words = "".join(" " if unicodedata.category(each) in ("Cc", "Cs") else each for each in name).split()
-        return " ".join(words) or "run"
+        return without_credentials(" ".join(words)) or "run"
 
 
 class Split(Section):

@@ -12,6 +12,7 @@ from codec_dist.config import TrackingSection
 from codec_dist.tracking.errors import TrackingError
 from codec_dist.tracking.journal import MetricsJournal
 from codec_dist.tracking.runs import FAILED, FINISHED, INTERRUPTED, WandbRun, outcome_of
+from codec_dist.utils import values_without_credentials, without_credentials
 
 MOST_BINS = 512
 MOST_ROWS = 10_000
@@ -44,7 +45,7 @@ class Tracker:
         self, directory: Path, section: TrackingSection, *, stage: str, group: str, config: Mapping[str, Any]
     ) -> None:
         self._directory, self._section = Path(directory), section
-        self._stage, self._group, self._config = stage, group, dict(config)
+        self._stage, self._group, self._config = stage, without_credentials(group), dict(config)
         self._journal: MetricsJournal | None = None
         self._wandb: WandbRun | None = None
 
@@ -161,7 +162,7 @@ class Tracker:
         Raises:
             TrackingError: a local path that does not exist.
         """
-        location = str(path_or_reference)
+        location, name, uses = str(path_or_reference), without_credentials(name), values_without_credentials(uses)
         if "://" not in location and not Path(location).exists():
             raise TrackingError(f"artifact {name!r}: there is no file or folder {location}")
         if self._wandb is not None:
