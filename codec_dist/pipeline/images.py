@@ -16,7 +16,7 @@ from codec_dist.config import Config, ModelSection
 from codec_dist.models import LoadedModel, load_model
 from codec_dist.pipeline.errors import PipelineError
 from codec_dist.pipeline.run_directory import RunDirectory
-from codec_dist.shards import ShardIndex, ShardInfo, configured_index, read_shard
+from codec_dist.shards import Retries, ShardIndex, ShardInfo, configured_index, read_shard
 from codec_dist.utils import CodecError, without_credentials
 
 SECONDS_FOR_A_LOOK = 10.0
@@ -45,7 +45,7 @@ def unreadable_shards(config: Config, seconds: float = SECONDS_FOR_A_LOOK) -> st
 
     def look() -> None:
         try:
-            run_index(config)
+            configured_index(config, Retries(attempts=2))
         except CodecError as error:
             reasons.append(str(error))
 

@@ -117,8 +117,8 @@ class Location:
             raise OSError(f"{type(error).__name__}: {error}") from error
 
     def _name_of(self, entry: dict[str, Any]) -> str:
-        path = str(entry["name"])
-        return (path.partition("?")[0] if self.scheme in WEB else path).rsplit("/", 1)[-1]
+        name = str(entry["name"]).rsplit("/", 1)[-1]
+        return name.partition("?")[0] if self.scheme in WEB else name
 
     @contextmanager
     def open(self, name: str, size: int | None = None) -> Iterator[Readable]:
