@@ -32,11 +32,6 @@ RAY_SETS = ("RAY_AUTH_MODE",)
 # Ray puts Unix sockets 67 characters below its folder, and their paths may have 107.
 LONGEST_TEMPORARY_FOLDER = 40
 STARTS = 3
-_COMMON_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # SIGTERM is Python's here; Ray's own handler would print a stack of C++ and abort the process 3 s later.
-    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
-}
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,7 @@ def _surrounding_cluster() -> str | None:
 @contextmanager
 def _joined(address: str) -> Iterator[Session]:
     check_ray_answers(address)
-    with environment(_COMMON_ENVIRONMENT, RAY_SETS), _signal_handler_kept():
+    with environment(_common_environment(), RAY_SETS), _signal_handler_kept():
         try:
             with _signal_handler_kept():
                 context = ray.init(address=address, **_logging())
@@ -143,9 +138,24 @@ def _start(num_cpus: int | None, dashboard: bool, folder: Path) -> "ray._private
 
 
 def _logging() -> dict[str, Any]:
-    """What of Ray's own text, and that of its workers, comes to the terminal: errors, or with --debug all."""
+    """What of Ray's own text, and that of its workers, comes to the terminal: with --debug all, else nothing.
+
+    What it means for the user is said by those who asked Ray for something.
+    """
     debug = LOGGER.isEnabledFor(logging.DEBUG)
-    return {"logging_level": logging.INFO if debug else logging.ERROR, "log_to_driver": debug}
+    return {"logging_level": logging.INFO if debug else logging.CRITICAL, "log_to_driver": debug}
+
+
+def _common_environment() -> dict[str, str]:
+    values = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # SIGTERM is Python's here; Ray's own handler would print a stack of C++ and abort the process 3 s later.
+        "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
+    }
+    if not LOGGER.isEnabledFor(logging.DEBUG):
+        # Tasks whose results nobody waits for any more, after an error that is reported.
+        values["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"
+    return values
 
 
 def _shut_down() -> None:
@@ -180,7 +190,7 @@ def _cpus_wanted(cluster: ClusterSection) -> int | None:
 
 def _local_environment() -> dict[str, str]:
     values = {
-        **_COMMON_ENVIRONMENT,
+        **_common_environment(),
         # Workers of the plain kind, which nothing here uses, would slow the start of those that do the work.
         "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",
