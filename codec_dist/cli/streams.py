@@ -1,7 +1,7 @@
 """The terminal as a border: what is written there holds no credentials."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -17,6 +17,10 @@ class _Clean:
     def write(self, text: str) -> int:
         self._stream.write(without_credentials(text))
         return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
