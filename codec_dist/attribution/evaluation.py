@@ -11,7 +11,7 @@ from torch import Tensor
 from codec_dist.attribution.capture import Captured
 from codec_dist.attribution.errors import AttributionError
 from codec_dist.attribution.outputs import checked_output, widened
-from codec_dist.attribution.targets import Target
+from codec_dist.attribution.targets import Target, named_errors
 from codec_dist.models.layers import LayerKey
 
 # Gradients of float16 networks are computed of the target times this, so that small ones do not vanish.
@@ -103,7 +103,10 @@ class Evaluation:
             output, hidden = self._run(inputs)
         output = widened(checked_output(output, inputs.shape[0]))
         if choose:
-            self._choices = [target.choose(output.detach(), labels) for target in self.targets]
+            self._choices = []
+            for target in self.targets:
+                with named_errors(target):
+                    self._choices.append(target.choose(output.detach(), labels))
         values = [self._value(target, output, choice) for target, choice in zip(self.targets, self._choices)]
         gradients = [self._gradients(value, hidden, keep=value is not values[-1]) for value in values]
         parts = {site: tensor.detach().chunk(copies) for site, tensor in hidden.items()}
@@ -125,7 +128,8 @@ class Evaluation:
     def _value(self, target: Target, output: Tensor, choice: Tensor | None) -> Float[Tensor, "batch"]:
         if choice is not None and len(choice) != len(output):
             choice = choice.repeat(len(output) // len(choice), 1)
-        value = target.value(output, choice)
+        with named_errors(target):
+            value = target.value(output, choice)
         if not isinstance(value, Tensor) or value.shape != output.shape[:1]:
             found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise AttributionError(

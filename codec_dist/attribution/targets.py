@@ -2,7 +2,8 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from codec_dist.attribution.data_statistics import DataStatistics, ridged_inverse
 from codec_dist.attribution.errors import AttributionError, require_whole
-from codec_dist.utils import Registry
+from codec_dist.attribution.memory import is_out_of_memory
+from codec_dist.utils import CodecError, Registry
 
 Output = Float[Tensor, "batch outputs"]
 Scalar = Float[Tensor, "batch"]
@@ -88,6 +90,24 @@ class FunctionTarget(Target):
     def value(self, output: Output, choice: Choice | None) -> Tensor:
         """What the function returns; the engine refuses what is not [batch]."""
         return self.function(output) if choice is None else self.function(output, labels=choice.squeeze(1))
+
+
+@contextmanager
+def named_errors(target: Target) -> Iterator[None]:
+    """Let whatever a target raises name it; too little memory is for others to deal with.
+
+    Raises:
+        AttributionError: the target raised something else than an error of this package.
+    """
+    try:
+        yield
+    except CodecError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        reason = next(iter(str(error).splitlines()), "")
+        raise AttributionError(f"target {target.name} raised {type(error).__name__}: {reason}") from error
 
 
 def _import_target(found: Any, name: str) -> Callable[..., Target]:

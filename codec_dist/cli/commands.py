@@ -131,9 +131,13 @@ def store_export(arguments: argparse.Namespace) -> None:
 
 
 def config_show(arguments: argparse.Namespace) -> None:
-    """The resolved config."""
+    """The resolved config; then what any stage would refuse."""
     config = load_config(arguments.config, arguments.overrides)
-    print(write_yaml(config.model_dump(mode="json")), end="")
+    print(write_yaml(config.model_dump(mode="json")), end="", flush=True)
+    if not arguments.no_check:
+        from codec_dist.pipeline import check_config
+
+        check_config(config)
 
 
 def config_schema(arguments: argparse.Namespace) -> None:

@@ -1,24 +1,35 @@
 """From the words of a command line to one call, and from any fault to one line and an exit code."""
 
+import logging
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+from codec_dist.cli.interruption import Interruption, orderly_interruption
 from codec_dist.cli.parser import build_parser, split_overrides
+from codec_dist.cli.streams import clean_streams
 from codec_dist.utils import CodecError
 
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+GOES_ON = "the same command goes on where it stopped"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code.
 
     0: everything asked was done. 1: a fault of the software. 2: bad input, named in one line on stderr.
-    130: interrupted.
+    130: interrupted by Ctrl-C. 143: ended by SIGTERM, as from Slurm, `timeout` or `ray job stop`.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
+    with _logging(debug), clean_streams(), orderly_interruption() as interruption:
+        return _run(words, debug, interruption)
+
+
+def _run(words: list[str], debug: bool, interruption: Interruption) -> int:
     try:
         words, overrides = split_overrides([word for word in words if word != "--debug"])
         parsed = build_parser().parse_args(words)
@@ -29,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return result if isinstance(result, int) else OK
     except KeyboardInterrupt:
-        return _fail("interrupted: the same command goes on where it stopped", INTERRUPTED, debug)
+        if interruption.signal == signal.SIGTERM:
+            return _fail(f"ended by SIGTERM: {GOES_ON}", TERMINATED, debug)
+        return _fail(f"interrupted: {GOES_ON}", INTERRUPTED, debug)
     except BrokenPipeError:
         # The reader of our output left (`| head`); leave quietly, as other commands do.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -38,6 +51,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"error: {_words(error)}", BAD_INPUT, debug)
     except Exception as error:  # noqa: BLE001  the last resort: a line instead of a screenful
         return _fail(f"internal error: {type(error).__name__}: {_words(error)} (--debug shows where)", FAILED, debug)
+
+
+@contextmanager
+def _logging(debug: bool) -> Iterator[None]:
+    """With --debug, the loggers of the package pass everything on, which the Ray session heeds, too."""
+    logger = logging.getLogger("codec_dist")
+    before = logger.level
+    if debug:
+        logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _fail(line: str, code: int, debug: bool) -> int:

@@ -193,8 +193,15 @@ def _add_submit(verbs: Any) -> None:
 
 def _add_config(verbs: Any) -> None:
     group = _group(verbs, "config", "show, check or explain a config")
-    show = _command(group, "show", commands.config_show, "the config with all defaults and overrides", overrides=True)
+    show = _command(
+        group,
+        "show",
+        commands.config_show,
+        "print the config with all defaults and overrides, and check it with model and data as a run does",
+        overrides=True,
+    )
     show.add_argument("config", metavar="CONFIG", help="YAML file of the run")
+    show.add_argument("--no-check", action="store_true", help="print it only: model and data need not be here")
     packaged = _command(group, "packaged", commands.config_packaged, "print a config that comes with the package")
     packaged.add_argument("name", metavar="NAME", nargs="?", help="which one, e.g. sweep; without it: their names")
     _command(group, "schema", commands.config_schema, "the JSON schema of every config, for editors")

@@ -1,5 +1,7 @@
 """Bounded questions to addresses: does anything answer there, and is it Ray?"""
 
+import http.client
+import json
 import os
 import socket
 import urllib.error
@@ -9,6 +11,7 @@ from urllib.parse import urlsplit
 from codec_dist.cluster_runtime.errors import ClusterError
 
 SECONDS_TO_ANSWER = 10.0
+LONGEST_ANSWER = 1 << 16
 
 
 def free_port() -> int:
@@ -50,14 +53,24 @@ def check_jobs_server_answers(address: str, seconds: float = SECONDS_TO_ANSWER) 
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ClusterError(f"cannot submit to {address!r}: use the URL of the dashboard, such as http://HOST:8265")
     try:
-        urllib.request.urlopen(f"{url}/api/version", timeout=seconds).close()
-    except urllib.error.HTTPError:
-        pass  # an answer, if only a demand for a token: Ray's client says what it means
+        with urllib.request.urlopen(f"{url}/api/version", timeout=seconds) as answer:
+            known = json.loads(answer.read(LONGEST_ANSWER))
+            found = "" if isinstance(known, dict) and "ray_version" in known else "it is another server"
+    except urllib.error.HTTPError as error:
+        # A demand for a token is one: Ray's client says what it means.
+        found = "" if error.code in (401, 403) else f"HTTP {error.code}"
+    except (http.client.HTTPException, UnicodeError, json.JSONDecodeError):
+        found = "it speaks something else"
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise ClusterError(
             f"no Ray jobs server answers at {url} ({reason}): check the address and that the cluster is up"
         ) from error
+    if found:
+        raise ClusterError(
+            f"{url} answers, but not as a Ray jobs server ({found}): jobs are sent to the port of the dashboard "
+            "(8265 by default), not to that of Ray's head (6379)"
+        )
     return url
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import ray
 
@@ -22,6 +23,8 @@ from codec_dist.cluster_runtime.errors import ClusterError
 from codec_dist.cluster_runtime.network import check_ray_answers, free_port
 from codec_dist.config import ClusterSection
 from codec_dist.utils import environment
+
+LOGGER = logging.getLogger(__name__)
 
 # Ray sets it when it starts.
 RAY_SETS = ("RAY_AUTH_MODE",)
@@ -43,9 +46,10 @@ class Session:
 def ray_session(cluster: ClusterSection, *, num_cpus: int | None = None, dashboard: bool = False) -> Iterator[Session]:
     """Connect to Ray for the length of a ``with`` block.
 
-    Joins ``cluster.address``, or starts Ray on this machine: bound to loopback, guarded by a token that
-    lives only in this process's environment, without usage reports and with quiet logs. What was
-    started is ended with the block, whatever ends it. A Ray that is initialised already is reused and
+    Joins ``cluster.address``; without one, the cluster that RAY_ADDRESS names (Ray sets it for the commands of its
+    jobs, so inside of a job this is the job's cluster); without either, starts Ray on this machine: bound to
+    loopback, guarded by a token that lives only in this process's environment, without usage reports and with quiet
+    logs. What was started is ended with the block, whatever ends it. A Ray that is initialised already is reused and
     left running.
 
     Args:
@@ -57,22 +61,30 @@ def ray_session(cluster: ClusterSection, *, num_cpus: int | None = None, dashboa
     Raises:
         ClusterError: the address does not answer, or this machine is not a node of that cluster.
     """
+    address = cluster.address or _surrounding_cluster()
     if ray.is_initialized():
         yield Session(ray.get_runtime_context().gcs_address, None)
-    elif cluster.address is not None:
-        with _joined(cluster.address) as session:
+    elif address is not None:
+        with _joined(address) as session:
             yield session
     else:
         with _started(num_cpus or _cpus_wanted(cluster), dashboard) as session:
             yield session
 
 
+def _surrounding_cluster() -> str | None:
+    """What RAY_ADDRESS says, if it is the address of a cluster; a URL in it is meant for the clients of jobs."""
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return None if address in ("", "local") or address.startswith(("http://", "https://")) else address
+
+
 @contextmanager
 def _joined(address: str) -> Iterator[Session]:
     check_ray_answers(address)
-    with environment({"RAY_USAGE_STATS_ENABLED": "0"}, RAY_SETS), _signal_handler_kept():
+    with environment(_common_environment(), RAY_SETS), _signal_handler_kept():
         try:
-            context = ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            with _signal_handler_kept():
+                context = ray.init(address=address, **_logging())
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             reason = " ".join(str(error).split())
             raise ClusterError(
@@ -91,7 +103,9 @@ def _started(num_cpus: int | None, dashboard: bool) -> Iterator[Session]:
     try:
         with environment(_local_environment(), RAY_SETS), _confined(), _signal_handler_kept():
             try:
-                yield _session(_start(num_cpus, dashboard, folder))
+                with _signal_handler_kept():
+                    context = _start(num_cpus, dashboard, folder)
+                yield _session(context)
             finally:
                 _shut_down()
     finally:
@@ -107,8 +121,7 @@ def _start(num_cpus: int | None, dashboard: bool, folder: Path) -> "ray._private
                 include_dashboard=dashboard,
                 dashboard_host="127.0.0.1",
                 dashboard_port=free_port() if dashboard else None,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
+                **_logging(),
                 _temp_dir=str(folder),
             )
         except Exception as error:
@@ -122,6 +135,27 @@ def _start(num_cpus: int | None, dashboard: bool, folder: Path) -> "ray._private
                     f"Ray did not start on this machine within 30 s, {STARTS} times: is it overloaded?"
                 ) from error
     raise AssertionError("unreachable")
+
+
+def _logging() -> dict[str, Any]:
+    """What of Ray's own text, and that of its workers, comes to the terminal: with --debug all, else nothing.
+
+    What it means for the user is said by those who asked Ray for something.
+    """
+    debug = LOGGER.isEnabledFor(logging.DEBUG)
+    return {"logging_level": logging.INFO if debug else logging.CRITICAL, "log_to_driver": debug}
+
+
+def _common_environment() -> dict[str, str]:
+    values = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # SIGTERM is Python's here; Ray's own handler would print a stack of C++ and abort the process 3 s later.
+        "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
+    }
+    if not LOGGER.isEnabledFor(logging.DEBUG):
+        # Tasks whose results nobody waits for any more, after an error that is reported.
+        values["RAY_IGNORE_UNHANDLED_ERRORS"] = "1"
+    return values
 
 
 def _shut_down() -> None:
@@ -156,7 +190,7 @@ def _cpus_wanted(cluster: ClusterSection) -> int | None:
 
 def _local_environment() -> dict[str, str]:
     values = {
-        "RAY_USAGE_STATS_ENABLED": "0",
+        **_common_environment(),
         # Workers of the plain kind, which nothing here uses, would slow the start of those that do the work.
         "RAY_enable_worker_prestart": "0",
         "RAY_prestart_worker_first_driver": "0",
@@ -220,7 +254,7 @@ def _replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
 
 @contextmanager
 def _signal_handler_kept() -> Iterator[None]:
-    """Put back the handler of SIGTERM, which Ray replaces (by one that ends the process in an orderly way)."""
+    """Put back the handler of SIGTERM, which Ray replaces: from Python, and below it by one that prints a stack."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -228,4 +262,6 @@ def _signal_handler_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        # None stands for a handler that was not set from Python, which cannot be put back.
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)

@@ -6,6 +6,7 @@ from codec_dist.config.loading import (
     load_config,
     parse_config,
     save_config,
+    shown_config,
     store_of_run,
 )
 from codec_dist.config.packaged import packaged_config, packaged_names
@@ -59,6 +60,7 @@ __all__ = [
     "packaged_names",
     "parse_config",
     "save_config",
+    "shown_config",
     "store_of_run",
     "write_yaml",
 ]

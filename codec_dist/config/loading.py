@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails, PydanticUndefined
 
 from codec_dist.config.sections import Config, ConfigError, PathField
 from codec_dist.config.yaml_values import read_yaml, write_yaml
-from codec_dist.utils import suggestion, write_bytes_atomically
+from codec_dist.utils import suggestion, values_without_credentials, write_bytes_atomically
 
 NOT_PATHS = {"", "default", "none"}
 
@@ -79,20 +79,28 @@ def parse_config(values: Mapping[str, Any], source: str = "config") -> Config:
         raise ConfigError(f"{source}: {_explain(first)}{more}") from error
 
 
-def save_config(config: Config, path: Path) -> None:
+def save_config(config: Config, path: Path, *, with_credentials: bool = False) -> None:
     """Write the resolved config as YAML, unless the same is there already.
 
-    Paths below the file's folder are written relative to it, so that the folder can be moved.
+    Paths below the file's folder are written relative to it, so that the folder can be moved. URLs are written
+    without user, password and query, unless ``with_credentials``.
     """
 
     def relative(location: str) -> str:
         folder = path.resolve().parent
         return os.path.relpath(location, folder) if Path(location).is_relative_to(folder) else location
 
-    values = _map_paths(config.model_dump(mode="json"), relative)
+    values = _map_paths((config if with_credentials else shown_config(config)).model_dump(mode="json"), relative)
     content = write_yaml(values).encode()
     if not path.is_file() or path.read_bytes() != content:
         write_bytes_atomically(path, content)
+
+
+def shown_config(config: Config) -> Config:
+    """A config for people and files: the same, with URLs that are without user, password and query."""
+    values = config.model_dump(mode="json")
+    shown = values_without_credentials(values)
+    return config if shown == values else Config.model_validate(shown)
 
 
 def config_schema() -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """The sections of a config. The text under each field is also its help on the command line."""
 
+import unicodedata
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
-from codec_dist.utils import CodecError
+from codec_dist.utils import CodecError, without_credentials
 
 
 class ConfigError(CodecError):
@@ -33,6 +34,15 @@ class Section(BaseModel):
         coerce_numbers_to_str=True,
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_none(cls, values: Any) -> Any:
+        """`none`, as the help shows it, for a setting that is off by default."""
+        if not isinstance(values, dict):
+            return values
+        off = {name for name, field in cls.model_fields.items() if field.default is None}
+        return {name: None if value == "none" and name in off else value for name, value in values.items()}
+
 
 class Choice(Section):
     """A registered thing by name, with the options that it takes."""
@@ -49,9 +59,16 @@ class RunSection(Section):
     directory: Location
     """Folder that holds all that the run writes."""
     name: str = "run"
-    """Name shown in the report and on dashboards."""
+    """Name shown in the report and on dashboards: any text."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed from which every random choice of the run is derived."""
+
+    @field_validator("name")
+    @classmethod
+    def _one_line(cls, name: str) -> str:
+        """Without control characters, on one line; an empty name is the default."""
+        words = "".join(" " if unicodedata.category(each) in ("Cc", "Cs") else each for each in name).split()
+        return without_credentials(" ".join(words)) or "run"
 
 
 class Split(Section):
@@ -315,11 +332,11 @@ class TrackingSection(Section):
 
     mode: Literal["offline", "online", "disabled"] = "offline"
     """W&B mode; `offline` needs no account and never asks for one."""
-    project: str = "codec_dist"
-    """W&B project."""
+    project: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^/\\#?%:]*$")] = "codec_dist"
+    """W&B project; WANDB_PROJECT does not replace it, except in a sweep."""
     entity: str | None = None
-    """W&B user or team; default: the account's own."""
-    tags: tuple[str, ...] = ()
+    """W&B user or team; default: WANDB_ENTITY, or the account's own."""
+    tags: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ()
     """Tags of the W&B runs."""
     per_sae: Literal["auto", "always", "never"] = "auto"
     """A W&B run for each SAE, written when training ends; `auto`: for a sweep (several SAEs of one architecture)."""

@@ -5,5 +5,6 @@ from codec_dist.extraction.coordinator import FailedShard
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.extraction.extract import extract
 from codec_dist.extraction.mending import mend_store
+from codec_dist.extraction.plan import Plan, make_plan
 
-__all__ = ["ExtractionError", "ExtractionSummary", "FailedShard", "extract", "mend_store"]
+__all__ = ["ExtractionError", "ExtractionSummary", "FailedShard", "Plan", "extract", "make_plan", "mend_store"]

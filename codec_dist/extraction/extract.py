@@ -13,7 +13,7 @@ from codec_dist.extraction.errors import ExtractionError
 from codec_dist.extraction.mending import mend_store
 from codec_dist.extraction.plan import Plan, check_free_space, make_plan
 from codec_dist.extraction.settling import settle
-from codec_dist.shards import shards_folder
+from codec_dist.shards import ShardInfo, shards_folder
 from codec_dist.store import Lease, Ledger, finish_store, samples_version
 from codec_dist.tracking import Tracker
 from codec_dist.utils import Progress
@@ -28,6 +28,7 @@ def extract(
     *,
     session: Callable[[], AbstractContextManager[object]] | None = None,
     verify: bool = False,
+    planned: tuple[Plan, tuple[ShardInfo, ...]] | None = None,
 ) -> ExtractionSummary:
     """Attribute every image of a run's shards and store the results, on Ray.
 
@@ -42,6 +43,7 @@ def extract(
             pending. By default a session of this call alone, as ``config.cluster`` says.
         verify: compare all that the store holds with its checksums before; by default only names and sizes
             of its files are looked at.
+        planned: what :func:`make_plan` returned for this config just before; by default it is called.
 
     Raises:
         LeaseError: another process extracts into this store.
@@ -51,7 +53,7 @@ def extract(
     """
     started = time.monotonic()
     with Lease(config.store_location) as lease:
-        plan, shards = make_plan(config)
+        plan, shards = planned or make_plan(config)
         if plan.store_exists:
             mend_store(plan.store, full=verify)
         before = Ledger(plan.store).done() if plan.store_exists else {}

@@ -3,7 +3,7 @@
 from codec_dist.pipeline.errors import PipelineError
 from codec_dist.pipeline.images import part_images
 from codec_dist.pipeline.run_directory import RunDirectory, StageRecord
-from codec_dist.pipeline.runner import run_stages
+from codec_dist.pipeline.runner import check_config, run_stages
 from codec_dist.pipeline.stages import STAGES, check_choices, stages_of_command
 from codec_dist.pipeline.submission import submit_stage
 
@@ -13,6 +13,7 @@ __all__ = [
     "RunDirectory",
     "StageRecord",
     "check_choices",
+    "check_config",
     "part_images",
     "run_stages",
     "stages_of_command",

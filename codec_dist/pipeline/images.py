@@ -1,6 +1,7 @@
 """Images of a run, as the model sees them: a part of the split, or chosen samples of a shard."""
 
 import functools
+import threading
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,10 @@ from codec_dist.config import Config, ModelSection
 from codec_dist.models import LoadedModel, load_model
 from codec_dist.pipeline.errors import PipelineError
 from codec_dist.pipeline.run_directory import RunDirectory
-from codec_dist.shards import ShardIndex, ShardInfo, configured_index, read_shard
+from codec_dist.shards import Retries, ShardIndex, ShardInfo, configured_index, read_shard
+from codec_dist.utils import CodecError, without_credentials
+
+SECONDS_FOR_A_LOOK = 10.0
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,27 @@ class PreparedImage:
 def run_index(config: Config) -> ShardIndex:
     """The index of the run's shards, after ``data.limit``."""
     return configured_index(config)
+
+
+def unreadable_shards(config: Config, seconds: float = SECONDS_FOR_A_LOOK) -> str | None:
+    """Why remote shards cannot be read within a short time, for those who could do without; None: they can be."""
+    if "://" not in config.data.shards:
+        return None
+    reasons: list[str] = []
+
+    def look() -> None:
+        try:
+            configured_index(config, Retries(attempts=2))
+        except CodecError as error:
+            reasons.append(str(error))
+
+    # Libraries of object stores have time limits of their own, which are minutes.
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        reasons.append(without_credentials(f"{config.data.shards} did not answer within {seconds:g} s"))
+    return reasons[0] if reasons else None
 
 
 def load_run_model(config: Config) -> LoadedModel:

@@ -7,13 +7,19 @@ import sys
 import time
 from collections.abc import Sequence
 
-from codec_dist.config import Config, ConfigError, load_config, save_config
+from codec_dist.config import Config, ConfigError, load_config, save_config, shown_config
+from codec_dist.extraction import Plan, make_plan
 from codec_dist.pipeline.errors import PipelineError
+from codec_dist.pipeline.inputs import planned_inputs, present_inputs
 from codec_dist.pipeline.run_directory import RunDirectory, StageRecord
 from codec_dist.pipeline.stage import Stage, StageContext
 from codec_dist.pipeline.stages import STAGES, check_choices
+from codec_dist.shards import ShardInfo
+from codec_dist.store import samples_version
 from codec_dist.tracking import Tracker
 from codec_dist.utils import CodecError, hash_json
+
+Planned = tuple[Plan, tuple[ShardInfo, ...]]
 
 
 def run_stages(config: Config, names: Sequence[str] | None = None) -> list[StageRecord]:
@@ -35,17 +41,62 @@ def run_stages(config: Config, names: Sequence[str] | None = None) -> list[Stage
     """
     check_choices(config)
     run = RunDirectory(config.run.directory, config.store.location)
+    asked = [stage for stage in STAGES if names is None or stage.name in names]
+    planned = _check_ahead(config, run, asked)
     # A config that turns out to be refused must not take the place of the one that the run was made with.
     if not run.config.exists():
         _save_config(config, run)
-    asked = [stage for stage in STAGES if names is None or stage.name in names]
     records = []
     with contextlib.ExitStack() as resources:
-        context = StageContext(config, run, None, functools.partial(current_stages, config, run), resources)
+        context = StageContext(config, run, None, functools.partial(current_stages, config, run), resources, planned)
         for stage in asked:
             records.append(_run_stage(stage, context))
     _save_config(config, run)
     return records
+
+
+def check_config(config: Config) -> None:
+    """Refuse what any stage of a run would refuse, as far as config, model, weights and data tell it.
+
+    Raises:
+        CodecError: as from the stage, which was not started.
+    """
+    check_choices(config)
+    run = RunDirectory(config.run.directory, config.store.location)
+    _check_ahead(config, run, STAGES)
+
+
+def _check_ahead(config: Config, run: RunDirectory, asked: Sequence[Stage]) -> Planned | None:
+    """Let every stage from the first one on that is asked for refuse what it cannot do; the extraction, as planned.
+
+    So do later stages that are not asked for, where the config says anything about them: they are to use what these
+    make.
+    """
+    names = {stage.name for stage in asked}
+    following = STAGES[STAGES.index(asked[0]) :] if asked else ()
+    if "extract" not in names and not any(stage.check for stage in asked):
+        return None
+    split = run.split if _is_current("prepare", config, run) else None
+    planned: Planned | None = None
+    if "extract" in names and (samples_version(run.store) is None or not _is_current("extract", config, run)):
+        planned = make_plan(config)
+        inputs = planned_inputs(config, planned[0], split)
+    else:
+        for stage in asked[:1]:
+            # Refuses what an earlier stage has not made yet.
+            stage_fingerprint(stage, config, run)
+        inputs = present_inputs(config, run, split, trained=not names & {"extract", "train"})
+    for stage in following:
+        if stage.check is not None and (stage.name in names or stage.is_configured(config)):
+            stage.check(inputs)
+    return planned
+
+
+def _is_current(name: str, config: Config, run: RunDirectory) -> bool:
+    """Whether a stage that needs no other was done for this config."""
+    stage = next(stage for stage in STAGES if stage.name == name)
+    record = run.record(name)
+    return record is not None and record.fingerprint == stage_fingerprint(stage, config, run)
 
 
 def stage_fingerprint(stage: Stage, config: Config, run: RunDirectory) -> str:
@@ -68,15 +119,18 @@ def stage_fingerprint(stage: Stage, config: Config, run: RunDirectory) -> str:
     return hash_json({"stage": stage.name, "settings": stage.settings(config, run), "inputs": inputs})
 
 
-def current_stages(config: Config, run: RunDirectory) -> set[str]:
-    """The stages whose results belong to this config and to each other."""
+def current_stages(config: Config, run: RunDirectory, readable: bool = True) -> set[str]:
+    """The stages whose results belong to this config and to each other.
+
+    Where the shards are not ``readable``, nothing speaks against the stages that are there.
+    """
     current: set[str] = set()
     for stage in STAGES:
         record = run.record(stage.name)
         if record is None or not current.issuperset(stage.needs):
             continue
         try:
-            belongs = record.fingerprint == stage_fingerprint(stage, config, run)
+            belongs = not readable or record.fingerprint == stage_fingerprint(stage, config, run)
         except CodecError:
             # Data or model are out of reach, as where a run is only looked at: nothing speaks against its files.
             belongs = True
@@ -88,7 +142,7 @@ def current_stages(config: Config, run: RunDirectory) -> set[str]:
 def _save_config(config: Config, run: RunDirectory) -> None:
     """Write the resolved config, unless the one that is there says the same (in its own words)."""
     # Where the work ran is no part of the run: another machine has other addresses.
-    kept = config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": None})})
+    kept = shown_config(config.model_copy(update={"cluster": config.cluster.model_copy(update={"address": None})}))
     try:
         if load_config(run.config) == kept:
             return
@@ -104,6 +158,8 @@ def _run_stage(stage: Stage, context: StageContext) -> StageRecord:
     if record and record.fingerprint == fingerprint and stage.complete(run):
         _say(f"{stage.name}: done already")
         return record
+    if stage.check is not None:
+        stage.check(present_inputs(config, run, run.split, trained=stage.name != "train"))
     run.forget(stage.name)
     started = time.monotonic()
     with contextlib.ExitStack() as tracking:

@@ -1,6 +1,6 @@
 """Which layers and SAEs a stage works on, and which mode stands for a class."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -23,18 +23,40 @@ def selected_saes(run: RunDirectory) -> dict[str, dict[str, str]]:
 def chosen_saes(
     run: RunDirectory, layers: Sequence[str], quantities: Sequence[str], setting: str
 ) -> list[tuple[str, str, Path]]:
-    """The selected SAEs whose layer matches a name or glob, as (layer, quantity, folder).
+    """The selected SAEs that a section of the config asks for, as (layer, quantity, folder).
 
     Raises:
-        PipelineError: a pattern that no layer matches, a quantity without SAEs, or one with both signs side by
-            side; ``setting`` names the section of the config that asked.
+        PipelineError: as from :func:`matching_saes`.
     """
     selected = selected_saes(run)
+    found = matching_saes(selected, layers, quantities, setting)
+    return [(layer, quantity, run.sae / selected[layer][quantity]) for layer, quantity in found]
+
+
+def matching_saes(
+    selected: Mapping[str, Collection[str]],
+    layers: Sequence[str],
+    quantities: Sequence[str],
+    setting: str,
+    *,
+    trained_yet: bool = True,
+) -> list[tuple[str, str]]:
+    """The (layer, quantity) with an SAE whose layer matches a name or glob.
+
+    Args:
+        selected: layer key → quantities with an SAE.
+        layers: names of layers, or globs over them.
+        quantities: names of quantities.
+        setting: the section of the config that asks.
+        trained_yet: whether the SAEs exist, for the message.
+
+    Raises:
+        PipelineError: a pattern that no layer matches, a quantity without SAEs, or one with both signs side by side.
+    """
+    none = f"no SAE {'was' if trained_yet else 'will be'} trained for"
     for pattern in layers:
         if not any(_matches(layer, pattern) for layer in selected):
-            raise PipelineError(
-                f"{setting}.layers: no SAE was trained for {pattern!r}: {suggestion(pattern, selected)}"
-            )
+            raise PipelineError(f"{setting}.layers: {none} {pattern!r}: {suggestion(pattern, selected)}")
     trained = {quantity for saes in selected.values() for quantity in saes}
     for quantity in quantities:
         if quantity.endswith("-both"):
@@ -43,11 +65,9 @@ def chosen_saes(
                 "name a quantity of one sign, or the net one"
             )
         if quantity not in trained:
-            raise PipelineError(
-                f"{setting}.quantities: no SAE was trained for {quantity!r}: {suggestion(quantity, trained)}"
-            )
+            raise PipelineError(f"{setting}.quantities: {none} {quantity!r}: {suggestion(quantity, trained)}")
     return [
-        (layer, quantity, run.sae / selected[layer][quantity])
+        (layer, quantity)
         for layer in selected
         if any(_matches(layer, pattern) for pattern in layers)
         for quantity in quantities

@@ -7,7 +7,10 @@ from typing import Any
 
 from codec_dist.cluster_runtime import ray_session
 from codec_dist.config import Config
+from codec_dist.extraction import Plan
+from codec_dist.pipeline.inputs import StageInputs
 from codec_dist.pipeline.run_directory import RunDirectory
+from codec_dist.shards import ShardInfo
 from codec_dist.tracking import Tracker
 
 
@@ -19,10 +22,12 @@ class StageContext:
     run: RunDirectory
     tracker: Tracker | None
     """Where the stage logs; None for stages that log from another process."""
-    current_stages: Callable[[], set[str]] = field(repr=False)
-    """Names of the stages whose results belong to this config and to each other."""
+    current_stages: Callable[[bool], set[str]] = field(repr=False)
+    """Names of the stages whose results belong to this config and to each other; given whether shards can be read."""
     resources: contextlib.ExitStack = field(repr=False)
     """Closed after the last stage; holds the Ray session once one is needed."""
+    planned: tuple[Plan, tuple[ShardInfo, ...]] | None = None
+    """The extraction that was planned at the start of the run, if it was."""
     _ray_started: list[bool] = field(default_factory=list, repr=False)
 
     @contextlib.contextmanager
@@ -47,5 +52,14 @@ class Stage:
     """Whether the files that later stages read are there."""
     work: Callable[[StageContext], dict[str, Any]]
     """Does it; returns a few numbers for people."""
+    check: Callable[[StageInputs], None] | None = None
+    """Refuses settings that the stage cannot follow: called before a run starts, and again when the stage does."""
+    section: str | None = None
+    """Section of the config that is about this stage alone."""
     tracked: bool = True
     """Whether the driver holds the stage's tracker (training logs from rank 0 instead)."""
+
+    def is_configured(self, config: Config) -> bool:
+        """Whether the config says anything about this stage, beside defaults."""
+        section = None if self.section is None else getattr(config, self.section)
+        return section is not None and section != type(section)()

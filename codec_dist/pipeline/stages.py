@@ -1,5 +1,6 @@
 """The stages of a run in the order of the flow."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,17 @@ from codec_dist.extraction import extract
 from codec_dist.interventions import RESULTS_FORMAT, results_are_current
 from codec_dist.pipeline.data import prepare
 from codec_dist.pipeline.errors import PipelineError
-from codec_dist.pipeline.images import load_run_model, run_index
-from codec_dist.pipeline.intervening import intervene
+from codec_dist.pipeline.images import load_run_model, run_index, unreadable_shards
+from codec_dist.pipeline.inputs import StageInputs
+from codec_dist.pipeline.intervening import check_interventions, intervene
 from codec_dist.pipeline.run_directory import RunDirectory
 from codec_dist.pipeline.stage import Stage, StageContext
-from codec_dist.pipeline.summarizing import summarize
-from codec_dist.pipeline.visualizing import visualize
+from codec_dist.pipeline.summarizing import check_summary, summarize
+from codec_dist.pipeline.visualizing import check_visualization, visualize
 from codec_dist.report import build_report
 from codec_dist.sae import ARCHITECTURES
 from codec_dist.store import ContributionStore, Ledger, samples_version, store_exists, verify_store
-from codec_dist.training import expand_grid, train_saes
+from codec_dist.training import check_parts, expand_grid, train_saes
 from codec_dist.utils import hash_file, read_json, suggestion, write_json_atomically
 
 # Wide enough for any option, and never allocated.
@@ -57,7 +59,7 @@ def stages_of_command(command: str) -> list[str]:
 
 
 def _extract(context: StageContext) -> dict[str, Any]:
-    summary = extract(context.config, context.tracker, session=context.ray)
+    summary = extract(context.config, context.tracker, session=context.ray, planned=context.planned)
     return {"samples": summary.samples, "dropped": summary.dropped}
 
 
@@ -81,8 +83,18 @@ def _train(context: StageContext) -> dict[str, Any]:
     return {"SAEs": len(trained)}
 
 
+def _check_training(inputs: StageInputs) -> None:
+    """Refuse SAEs that cannot be trained on what is stored, and a split with an empty part."""
+    _ = inputs.saes
+    check_parts(inputs.parts, f"the {sum(inputs.parts.values())} samples of {inputs.config.data.shards}")
+
+
 def _report(context: StageContext) -> dict[str, Any]:
-    build_report(context.run.path, context.config, context.current_stages())
+    unreadable = unreadable_shards(context.config)
+    notes = [] if unreadable is None else [f"Results are shown without a look at the shards: {unreadable}"]
+    for note in notes:
+        sys.stderr.write(f"report: {note}\n")
+    build_report(context.run.path, context.config, context.current_stages(unreadable is None), notes)
     return {}
 
 
@@ -173,9 +185,17 @@ def _figures_are_there(run: RunDirectory) -> bool:
 STAGES: tuple[Stage, ...] = (
     Stage("prepare", (), _split_settings, lambda run: run.split.exists(), prepare, tracked=False),
     Stage("extract", (), _extract_settings, _store_is_complete, _extract),
-    Stage("train", ("prepare", "extract"), _train_settings, _saes_are_there, _train, tracked=False),
-    Stage("summarize", ("train",), _summarize_settings, _summary_is_there, summarize),
-    Stage("intervene", ("summarize",), _intervene_settings, _interventions_are_there, intervene),
-    Stage("visualize", ("summarize",), _visualize_settings, _figures_are_there, visualize),
+    Stage(
+        "train", ("prepare", "extract"), _train_settings, _saes_are_there, _train, _check_training, "sae", tracked=False
+    ),
+    Stage("summarize", ("train",), _summarize_settings, _summary_is_there, summarize, check_summary, "modes"),
+    Stage(
+        "intervene", ("summarize",), _intervene_settings, _interventions_are_there, intervene,
+        check_interventions, "interventions",
+    ),
+    Stage(
+        "visualize", ("summarize",), _visualize_settings, _figures_are_there, visualize,
+        check_visualization, "visualization",
+    ),
     Stage("report", (), _report_settings, lambda run: run.report.exists(), _report, tracked=False),
-)
+)  # fmt: skip

@@ -40,5 +40,6 @@ def submit_stage(
         else:
             shutil.copytree(code, sent, ignore=NOT_SENT)
         name = "codec_dist_config.yaml"
-        save_config(config, sent / name)
+        # It is the job's own input: without them its nodes could not read what the config names.
+        save_config(config, sent / name, with_credentials=True)
         return submit_job(address, stage, name, working_dir=sent, follow=wait)

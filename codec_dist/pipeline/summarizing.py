@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from codec_dist.cluster_runtime import map_fold
+from codec_dist.config import Config
 from codec_dist.modes import (
     FoldInputs,
     LayerModes,
@@ -21,6 +22,7 @@ from codec_dist.modes import (
     write_statistics,
 )
 from codec_dist.pipeline.data import class_names
+from codec_dist.pipeline.inputs import StageInputs
 from codec_dist.pipeline.selection import selected_saes
 from codec_dist.pipeline.stage import StageContext
 from codec_dist.store import ContributionStore
@@ -33,11 +35,19 @@ SHARDS_PER_TASK = 16
 LOGGED_MODES = 20
 
 
+def check_summary(inputs: StageInputs) -> None:
+    """Refuse concepts that cannot be read, or that name classes which there are not.
+
+    Raises:
+        ModesError, PipelineError: with the file and the class.
+    """
+    _read_names(inputs.config)
+
+
 def summarize(context: StageContext) -> dict[str, Any]:
     """Write ``modes/``: one pass over the store per SAE, and one per layer for the statistics."""
     config, run = context.config, context.run
-    names = class_names(config)
-    concepts = load_concepts(Path(config.modes.concepts), names) if config.modes.concepts else None
+    names, concepts = _read_names(config)
     store = ContributionStore(run.store)
     tasks = summary_tasks(run.sae, selected_saes(run))
     groups = _groups(store.shard_numbers)
@@ -63,6 +73,12 @@ def summarize(context: StageContext) -> dict[str, Any]:
         _log(context.tracker, entries)
         context.tracker.artifact(f"{config.run.name}-modes", "summary", run.modes)
     return {"layers": len(store.layers), "modes": sum(len(entry) for entry in entries)}
+
+
+def _read_names(config: Config) -> tuple[tuple[str, ...], dict[str, tuple[int, ...]] | None]:
+    """Names of the classes, and the concepts over them, if there are any."""
+    names = class_names(config)
+    return names, load_concepts(Path(config.modes.concepts), names) if config.modes.concepts else None
 
 
 def _measure(inputs: FoldInputs, layer: str, kind: str, shards: Sequence[int]) -> Any:

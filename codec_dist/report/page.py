@@ -4,7 +4,7 @@ import base64
 import hashlib
 import importlib.metadata
 import shlex
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
@@ -30,12 +30,14 @@ from codec_dist.report.reference import reference
 from codec_dist.report.run_data import RESULTS, read_run
 from codec_dist.report.saes import criterion, reasons, sae_table, training_charts
 from codec_dist.report.tradeoff import trade_offs
-from codec_dist.utils import write_bytes_atomically
+from codec_dist.utils import without_credentials, write_bytes_atomically
 
 SHOWN_DROPPED = 50
 
 
-def build_report(run_directory: Path, config: Config, current: Collection[str] | None = None) -> Path:
+def build_report(
+    run_directory: Path, config: Config, current: Collection[str] | None = None, notes: Sequence[str] = ()
+) -> Path:
     """Write RUN/report/index.html: one file that needs no network, and loads nothing.
 
     Stages that have not run are left out, with the command that runs them. So are results of other settings.
@@ -45,6 +47,7 @@ def build_report(run_directory: Path, config: Config, current: Collection[str] |
         config: its config, shown as it is; names the run and says how many modes are shown per layer.
         current: stages (``prepare``, ``extract``, ``train``, ``summarize``, ``intervene``, ``visualize``) whose
             results belong to this config; what others have left is treated as not made yet. None: all that is there.
+        notes: sentences for the top of the page, such as what could not be looked at.
 
     Returns:
         The path of the page.
@@ -78,6 +81,7 @@ def build_report(run_directory: Path, config: Config, current: Collection[str] |
         "settings": write_yaml(config.model_dump(mode="json")),
         "identity": list(_flat(data.store.identity)) if data.store else [],
         "stages": data.stages,
+        "notes": list(notes),
         "left_out": [stage for stage in RESULTS if stage in data.left_out],
         "shown_dropped": SHOWN_DROPPED,
         "config_path": shlex.quote(str(run_directory / "config.yaml")),
@@ -86,7 +90,7 @@ def build_report(run_directory: Path, config: Config, current: Collection[str] |
         "version": importlib.metadata.version("codec_dist"),
     }
     path = run_directory / "report" / "index.html"
-    write_bytes_atomically(path, render(context).encode())
+    write_bytes_atomically(path, without_credentials(render(context)).encode())
     return path
 
 

@@ -14,7 +14,7 @@ from codec_dist.shards.location import WEB, Location
 from codec_dist.shards.retries import Retries
 from codec_dist.shards.scanning import Findings, ShardInfo, scan_shard
 from codec_dist.shards.streams import dotted_fields
-from codec_dist.utils import Progress, hash_json
+from codec_dist.utils import Progress, hash_json, without_credentials
 
 # Tars that are read at once; more than processors, as remote ones are waited for.
 SCANNED_AT_ONCE = 4
@@ -161,7 +161,7 @@ def write_index(index: ShardIndex, place: Location) -> None:
         OSError: the place is read-only or full.
     """
     metadata = {
-        "location": index.location,
+        "location": without_credentials(index.location),
         "label_field": index.label_field,
         "fingerprint": index.fingerprint,
         "classes": str(len(index.classes or ())),
@@ -224,8 +224,9 @@ def _read_index(folder: Location, place: Location, label_field: str, dotted: tup
         return None
     shards, metadata = found
     beside = folder.folder == place.folder
+    known = beside or metadata.get("location") == without_credentials(place.text)
     made_for = (metadata.get("label_field"), tuple(metadata.get("dotted_fields", "").split()))
-    if made_for != (label_field, dotted) or not (beside or metadata.get("location") == place.text):
+    if made_for != (label_field, dotted) or not known:
         return None
     classes = read_classes(place)
     count = str(len(classes or ()))

@@ -83,7 +83,11 @@ class Location:
 
     def path(self, name: str) -> str:
         """The full path or URL of the file ``name``."""
-        return f"{self.folder}/{name}"
+        if self.scheme not in WEB:
+            return f"{self.folder}/{name}"
+        # A signature stands behind the path.
+        folder, mark, query = self.folder.partition("?")
+        return f"{folder.rstrip('/')}/{name}{mark}{query}"
 
     def tars(self) -> dict[str, int | None]:
         """Name and size in bytes (None where unknown) of every tar that belongs to it, in the order of names.
@@ -96,7 +100,7 @@ class Location:
             return {name: self.size(name) for name in sorted(self.pattern.names)}  # many web servers list nothing
         with self._faults("list"):
             entries = self._retries.call(lambda: self._files.ls(self.folder, detail=True), self.folder)
-        sizes = {str(entry["name"]).rsplit("/", 1)[-1]: entry.get("size") for entry in entries}
+        sizes = {self._name_of(entry): entry.get("size") for entry in entries}
         meant = [name for name in sorted(sizes) if self.pattern is None or self.pattern.matches(name)]
         if compressed := [name for name in meant if is_compressed_name(name)]:
             raise ShardError(
@@ -157,6 +161,10 @@ class Location:
             raise PermissionError(f"{self.scheme}:// is read-only") from error
         except Exception as error:
             raise OSError(f"{type(error).__name__}: {error}") from error
+
+    def _name_of(self, entry: dict[str, Any]) -> str:
+        name = str(entry["name"]).rsplit("/", 1)[-1]
+        return name.partition("?")[0] if self.scheme in WEB else name
 
     @contextmanager
     def open(self, name: str, size: int | None = None) -> Iterator[Readable]:

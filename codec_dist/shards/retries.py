@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from codec_dist.utils import without_credentials
+
 T = TypeVar("T")
 
 TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
@@ -140,5 +142,5 @@ def _status(error: BaseException) -> int | None:
 def _wait(pause: float, what: str, error: BaseException) -> None:
     if pause >= TOLD_FROM_SECONDS:
         reason = " ".join(str(error).split()) or type(error).__name__
-        sys.stderr.write(f"{what}: {reason}; trying again in {pause:g} s\n")
+        sys.stderr.write(without_credentials(f"{what}: {reason}; trying again in {pause:g} s\n"))
     time.sleep(pause)

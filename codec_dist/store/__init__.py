@@ -12,6 +12,7 @@ from codec_dist.store.layout import find_store, samples_version, store_exists
 from codec_dist.store.lease import Lease
 from codec_dist.store.ledger import Ledger, Marker
 from codec_dist.store.pieces import Block, Chunk, ChunkName
+from codec_dist.store.quantities import stored_quantities
 from codec_dist.store.reading import ContributionStore
 from codec_dist.store.samples import finish_store
 from codec_dist.store.verification import repair_store, verify_store
@@ -46,6 +47,7 @@ __all__ = [
     "repair_store",
     "samples_version",
     "store_exists",
+    "stored_quantities",
     "verify_store",
 ]
 

@@ -7,5 +7,6 @@ from codec_dist.tracking.errors import TrackingError
 from codec_dist.tracking.journal import MetricsJournal, read_metrics
 from codec_dist.tracking.runs import RunSeries, WandbRun
 from codec_dist.tracking.tracker import Tracker
+from codec_dist.tracking.wandb_environment import sweep_environment
 
-__all__ = ["MetricsJournal", "RunSeries", "Tracker", "WandbRun", "TrackingError", "read_metrics"]
+__all__ = ["MetricsJournal", "RunSeries", "Tracker", "WandbRun", "TrackingError", "read_metrics", "sweep_environment"]

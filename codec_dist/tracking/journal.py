@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from codec_dist.tracking.errors import TrackingError
+from codec_dist.utils import without_credentials
 
 
 class MetricsJournal:
@@ -86,13 +87,16 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def finite(value: Any) -> Any:
-    """A copy of nested plain values in which NumPy and torch scalars are plain, and NaN and infinities null."""
+    """A copy of nested plain values in which NumPy and torch scalars are plain, NaN and infinities null, URLs clean.
+
+    All that is logged passes here: credentials in URLs are taken out.
+    """
     if isinstance(value, Mapping):
         return {str(key): finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [finite(inner) for inner in value]
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, Path | str):
+        return without_credentials(str(value))
     if hasattr(value, "item") and callable(value.item):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,7 +2,7 @@
 
 import netrc
 import os
-import re
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -18,11 +18,18 @@ from codec_dist.config import TrackingSection
 from codec_dist.tracking.errors import TrackingError
 from codec_dist.tracking.journal import finite, read_metrics
 from codec_dist.tracking.offline import wait_until_complete
-from codec_dist.utils import environment
+from codec_dist.tracking.wandb_environment import SWEEP_STAGE, generate_id, sweep_environment, wandb_environment
+from codec_dist.utils import environment, identifier, without_credentials
 
 SECONDS_TO_FLUSH = 20.0
+LONGEST_TITLE = 128
+# `ray job stop` kills 3 s after SIGTERM.
+SECONDS_TO_FLUSH_INTERRUPTED = 1.5
 MOST_REFERENCES = 1000
 MOST_BYTES_TO_HASH = 64 * 1024
+
+# Exit codes that W&B knows a run's end by; the last is its own for Ctrl-C.
+FINISHED, FAILED, INTERRUPTED = 0, 1, 255
 
 _open_runs = 0
 _lock = threading.Lock()
@@ -50,13 +57,25 @@ class WandbRun:
         except OSError as error:
             raise TrackingError(f"cannot write to {directory / 'wandb'}: {error.strerror or error}") from error
         try:
-            self._cleanup.enter_context(environment(_wandb_environment(directory, self._offline)))
-            self._run = self._start(section, stage, group, config, name or f"{group}-{stage}")
+            in_sweep = stage == SWEEP_STAGE and name is None and bool(sweep_environment())
+            self._cleanup.enter_context(environment(wandb_environment(directory, section, in_sweep=in_sweep)))
+            # In a sweep, W&B takes these from the environment alone.
+            own = {"project": section.project, "entity": section.entity, "id": generate_id()}
+            place: dict[str, Any] = {} if in_sweep else own
+            self._run = self._start(section, stage, group, config, name or f"{group}-{stage}", place)
         except BaseException:
             self._cleanup.close()
             raise
 
-    def _start(self, section: TrackingSection, stage: str, group: str, config: Mapping[str, Any], name: str) -> Any:
+    def _start(
+        self,
+        section: TrackingSection,
+        stage: str,
+        group: str,
+        config: Mapping[str, Any],
+        name: str,
+        place: Mapping[str, Any],
+    ) -> Any:
         import wandb
 
         if not self._offline:
@@ -69,27 +88,27 @@ class WandbRun:
             save_code=False,
             disable_job_creation=True,
             x_save_requirements=False,
+            # Metadata hold the words of the command line.
             # Offline, the machine's name and statistics are nobody's business, and asking for them takes time.
-            x_disable_meta=self._offline,
+            x_disable_meta=self._offline or any(word != without_credentials(word) for word in sys.argv),
             x_disable_machine_info=self._offline,
             x_disable_stats=self._offline,
         )
         try:
             with _own_service():
                 run = wandb.init(
-                    project=section.project,
-                    entity=section.entity,
+                    **place,
                     dir=str(self._directory),
-                    group=group,
+                    group=identifier(group),
                     job_type=stage,
-                    name=name,
+                    name=name if len(name) <= LONGEST_TITLE else name[: LONGEST_TITLE - 1] + "…",
                     tags=list(section.tags),
                     config=finite(config),
                     mode=section.mode,
                     settings=settings,
                     reinit="create_new",
                 )
-        except wandb.Error as error:
+        except (wandb.Error, ValueError) as error:
             reason = " ".join(str(error).split())
             raise TrackingError(f"W&B refused to start a run ({reason}): try `--tracking.mode offline`") from error
         _keep_service()
@@ -149,24 +168,35 @@ class WandbRun:
                 self._run._log_artifact(self._reference(used, known[used]["kind"], where, ()), use_after_commit=True)
         self._run.log_artifact(self._reference(name, kind, location, uses))
 
-    def finish(self, failed: bool) -> None:
-        """End the run; on return an offline run's file is complete, unless another run is still open."""
+    def finish(self, outcome: int) -> None:
+        """End the run; on return an offline run's file is complete, unless another run is still open.
+
+        Args:
+            outcome: of :func:`outcome_of`.
+        """
         path = self.file
         try:
-            self._run.finish(exit_code=int(failed))
-            if _release_service() and self._offline:
-                _wait_for(path)
+            try:
+                self._run.finish(exit_code=outcome)
+            finally:
+                ended = _release_service()
+            if ended and self._offline:
+                _wait_for(path, SECONDS_TO_FLUSH if outcome != INTERRUPTED else SECONDS_TO_FLUSH_INTERRUPTED)
+        except Exception:
+            # Whatever ended the stage is the error to show; it may have ended W&B's process, too.
+            if outcome == FINISHED:
+                raise
         finally:
             self._cleanup.close()
 
     def _reference(self, name: str, kind: str, location: str, uses: Sequence[str]) -> Any:
         import wandb
 
-        metadata = {"location": _without_secrets(location), "uses": list(uses)}
-        artifact = wandb.Artifact(_artifact_name(name), _artifact_name(kind), metadata=metadata)
+        metadata = {"location": without_credentials(location), "uses": list(uses)}
+        artifact = wandb.Artifact(identifier(name), identifier(kind), metadata=metadata)
         if "://" in location:
             with artifact.new_file("location.txt") as file:
-                file.write(_without_secrets(location) + "\n")
+                file.write(without_credentials(location) + "\n")
             return artifact
         root = Path(location).resolve()
         files = list(islice(_files(root), MOST_REFERENCES + 1))
@@ -177,6 +207,13 @@ class WandbRun:
             name_inside = str(file.relative_to(root)) if file != root else file.name
             artifact.add_reference(file.as_uri(), name=name_inside, checksum=small)
         return artifact
+
+
+def outcome_of(kind: type[BaseException] | None) -> int:
+    """The exit code of a run that ends with an exception of this kind, or with none."""
+    if kind is None:
+        return FINISHED
+    return INTERRUPTED if issubclass(kind, KeyboardInterrupt) else FAILED
 
 
 class RunSeries:
@@ -200,10 +237,10 @@ class RunSeries:
         self._files.append(run.file)
         try:
             yield run
-        except BaseException:
-            run.finish(failed=True)
+        except BaseException as error:
+            run.finish(outcome_of(type(error)))
             raise
-        run.finish(failed=False)
+        run.finish(FINISHED)
 
     def __enter__(self) -> Self:
         _keep_service()
@@ -240,24 +277,9 @@ def _release_service() -> bool:
     return ends
 
 
-def _wait_for(file: Path) -> None:
-    if not wait_until_complete(file, SECONDS_TO_FLUSH):
-        raise TrackingError(f"W&B did not complete {file} within {SECONDS_TO_FLUSH:g} s: is the disk full?")
-
-
-def _wandb_environment(directory: Path, offline: bool) -> dict[str, str]:
-    """What only the environment can tell W&B."""
-    values = {"WANDB_SILENT": "true", "WANDB_DISABLE_GIT": "true", "WANDB_DISABLE_CODE": "true"}
-    if offline:
-        folder = directory.resolve() / "wandb"
-        values |= {
-            # Beside `init(mode="offline")`: without these two, W&B reports about itself when Python exits.
-            "WANDB_MODE": "offline",
-            "WANDB_ERROR_REPORTING": "false",
-            "WANDB_DATA_DIR": str(folder / "data"),
-            "WANDB_CACHE_DIR": str(folder / "cache"),
-        }
-    return values
+def _wait_for(file: Path, seconds: float = SECONDS_TO_FLUSH) -> None:
+    if not wait_until_complete(file, seconds):
+        raise TrackingError(f"W&B did not complete {file} within {seconds:g} s: is the disk full?")
 
 
 @contextmanager
@@ -331,16 +353,3 @@ def _one_type(cells: list[Any]) -> list[Any]:
 def _definition(name: str) -> str:
     """A metric's name as `define_metric` wants it: an unescaped dot would mean a nested value."""
     return name.replace("\\", "\\\\").replace(".", "\\.")
-
-
-def _artifact_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name)[:128]
-
-
-def _without_secrets(location: str) -> str:
-    """A URL without user, password and query, which may hold a signature."""
-    if "://" not in location:
-        return location
-    parts = urlsplit(location)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))

@@ -11,10 +11,12 @@ from numpy.typing import ArrayLike
 from codec_dist.config import TrackingSection
 from codec_dist.tracking.errors import TrackingError
 from codec_dist.tracking.journal import MetricsJournal
-from codec_dist.tracking.runs import WandbRun
+from codec_dist.tracking.runs import FAILED, FINISHED, INTERRUPTED, WandbRun, outcome_of
+from codec_dist.utils import values_without_credentials, without_credentials
 
 MOST_BINS = 512
 MOST_ROWS = 10_000
+EVENTS = {FINISHED: "end", FAILED: "failed", INTERRUPTED: "interrupted"}
 
 Cell = str | float | int | bool | Path | None
 
@@ -43,7 +45,7 @@ class Tracker:
         self, directory: Path, section: TrackingSection, *, stage: str, group: str, config: Mapping[str, Any]
     ) -> None:
         self._directory, self._section = Path(directory), section
-        self._stage, self._group, self._config = stage, group, dict(config)
+        self._stage, self._group, self._config = stage, without_credentials(group), dict(config)
         self._journal: MetricsJournal | None = None
         self._wandb: WandbRun | None = None
 
@@ -62,11 +64,12 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        outcome = outcome_of(kind)
         try:
-            self._write({"event": "end" if kind is None else "failed"})
+            self._write({"event": EVENTS[outcome]})
         finally:
             if self._wandb is not None:
-                self._wandb.finish(failed=kind is not None)
+                self._wandb.finish(outcome)
                 self._wandb = None
             if self._journal is not None:
                 self._journal.close()
@@ -159,7 +162,7 @@ class Tracker:
         Raises:
             TrackingError: a local path that does not exist.
         """
-        location = str(path_or_reference)
+        location, name, uses = str(path_or_reference), without_credentials(name), values_without_credentials(uses)
         if "://" not in location and not Path(location).exists():
             raise TrackingError(f"artifact {name!r}: there is no file or folder {location}")
         if self._wandb is not None:

@@ -2,7 +2,18 @@
 
 from codec_dist.training.errors import TrainingError
 from codec_dist.training.grid import GridPoint, expand_grid
+from codec_dist.training.parts import check_parts
+from codec_dist.training.plan import check_training
 from codec_dist.training.selection import select_saes
 from codec_dist.training.trainer import TrainedSae, train_saes
 
-__all__ = ["GridPoint", "TrainedSae", "TrainingError", "expand_grid", "select_saes", "train_saes"]
+__all__ = [
+    "GridPoint",
+    "TrainedSae",
+    "TrainingError",
+    "check_parts",
+    "check_training",
+    "expand_grid",
+    "select_saes",
+    "train_saes",
+]

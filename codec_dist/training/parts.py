@@ -1,5 +1,6 @@
 """Which rows of a store belong to which part of the split."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,14 +45,27 @@ def read_parts(store: ContributionStore, split_path: Path) -> Parts:
         raise TrainingError(f"cannot read the split {split_path} ({error}): run the stage that makes it") from error
     part = _part_of_rows(store.samples, split, split_path)
     indices = {name: np.flatnonzero(part == name) for name in PART_NAMES}
-    for name, rows in indices.items():
-        if not len(rows):
-            raise TrainingError(
-                f"the part {name!r} of {split_path} holds none of the store's {len(part)} samples: "
-                "raise its fraction in data.split, or use more samples"
-            )
+    check_parts({name: len(rows) for name, rows in indices.items()}, f"the store's {len(part)} samples")
     labels = store.samples["label"].fill_null(-1).to_numpy().astype(np.int64)
     return Parts(indices, torch.from_numpy(labels), hash_file(split_path))
+
+
+def check_parts(samples: Mapping[str, int], of: str) -> None:
+    """Refuse a split in which a part is empty, since training needs all three.
+
+    Args:
+        samples: number of samples of each part.
+        of: what was split, for the message.
+
+    Raises:
+        TrainingError: with the part that is empty.
+    """
+    for name in PART_NAMES:
+        if not samples.get(name):
+            raise TrainingError(
+                f"the part {name!r} of the split holds none of {of}: raise its fraction in data.split, or use more "
+                "samples"
+            )
 
 
 def _part_of_rows(samples: pa.Table, split: pa.Table, split_path: Path) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Which SAEs a config asks for, what each is called, and which already exist."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import product
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from codec_dist.config import SaeGroup, TrainingSettings
-from codec_dist.sae import ARCHITECTURES, FittedAutoencoder, build, has_weights
+from codec_dist.sae import ARCHITECTURES, FittedAutoencoder, SaeError, build, has_weights
 from codec_dist.store import ContributionStore
 from codec_dist.training.errors import TrainingError
 from codec_dist.training.grid import GridPoint, expand_grid
@@ -101,15 +101,76 @@ def plan_jobs(store: ContributionStore, groups: Sequence[SaeGroup], split_hash: 
             asks for no SAE.
     """
     jobs: dict[str, SaeJob] = {}
-    stored = list(store.quantities)
-    for group in groups:
-        layers = _matching("layers", group.layers, list(store.layers))
-        quantities = _matching("quantities", group.quantities, stored, _derived_quantities(stored))
-        for layer, quantity in product(layers, quantities):
-            for point in expand_grid(group):
-                job = _job(store, group, point, layer, quantity, split_hash, seed)
-                jobs.setdefault(f"{job.digest} {job.seed}", job)
+    for group, layer, quantity in _requested(list(store.layers), list(store.quantities), groups):
+        for point in expand_grid(group):
+            job = _job(store, group, point, layer, quantity, split_hash, seed)
+            jobs.setdefault(f"{job.digest} {job.seed}", job)
     return list(jobs.values())
+
+
+def check_training(
+    layers: Mapping[str, int], quantities: Sequence[str], groups: Sequence[SaeGroup], spread: str = "rows"
+) -> dict[str, list[str]]:
+    """Refuse what no training over a store of these layers and quantities could do, before anything starts.
+
+    Builds every kind of SAE once (without memory), so that a wrong option is known, too.
+
+    Args:
+        layers: layer key → channels, of the store.
+        quantities: names of the stored quantities.
+        groups: what to train.
+        spread: ``sae.spread``.
+
+    Returns:
+        Layer key → quantities that get an SAE.
+
+    Raises:
+        TrainingError: a layer or quantity (or glob over them) that is not stored, a group that asks for no SAE, a
+            grid of unknown names, or settings that exclude each other.
+        SaeError: an unknown architecture, or options that it refuses for this number of channels.
+    """
+    found: dict[str, list[str]] = {}
+    built: set[str] = set()
+    for group, layer, quantity in _requested(list(layers), quantities, groups):
+        channels = _row_length(layers[layer], quantity)
+        for point in expand_grid(group):
+            if spread == "bundles" and point.settings.divide:
+                raise TrainingError(
+                    "training.divide spreads a dictionary over all ranks, but with sae.spread bundles each rank trains "
+                    "by itself: use sae.spread rows, or leave divide out"
+                )
+            kind = hash_json([point.architecture, point.options, channels])
+            if kind not in built:
+                _check_options(layer, channels, point)
+                built.add(kind)
+        if quantity not in found.setdefault(layer, []):
+            found[layer].append(quantity)
+    return found
+
+
+def _requested(
+    layers: Sequence[str], quantities: Sequence[str], groups: Sequence[SaeGroup]
+) -> Iterator[tuple[SaeGroup, str, str]]:
+    """What groups ask for, as (group, layer, quantity)."""
+    for group in groups:
+        names = _matching("layers", group.layers, layers)
+        for layer, quantity in product(
+            names, _matching("quantities", group.quantities, quantities, _derived_quantities(quantities))
+        ):
+            yield group, layer, quantity
+
+
+def _row_length(channels: int, quantity: str) -> int:
+    """Numbers in a row: one per channel, or two where both signs lie side by side."""
+    return channels * (2 if quantity.endswith("-both") else 1)
+
+
+def _check_options(layer: str, channels: int, point: GridPoint) -> None:
+    try:
+        with torch.device("meta"):
+            build(point.architecture, point.options, channels)
+    except SaeError as error:
+        raise SaeError(f"{layer} ({channels} channels): {error}") from error
 
 
 def is_finished(folder: Path) -> bool:
@@ -133,7 +194,7 @@ def _job(
     return SaeJob(
         layer=layer,
         quantity=quantity,
-        channels=store.layers[layer] * (2 if quantity.endswith("-both") else 1),
+        channels=_row_length(store.layers[layer], quantity),
         architecture=point.architecture,
         options=point.options,
         settings=point.settings,

@@ -18,11 +18,11 @@ import torch.distributed as dist
 
 from codec_dist.cluster_runtime import worker_environment
 from codec_dist.config import ClusterSection, SaeGroup, SaeSection, TrackingSection
-from codec_dist.sae import SaeError, build
 from codec_dist.store import ContributionStore
+from codec_dist.tracking import sweep_environment
 from codec_dist.training.errors import TrainingError
 from codec_dist.training.parts import read_parts
-from codec_dist.training.plan import SaeJob, is_finished, plan_jobs
+from codec_dist.training.plan import SaeJob, check_training, is_finished, plan_jobs
 from codec_dist.training.progress import read_progress
 from codec_dist.training.rank import train_on_rank
 from codec_dist.training.ranks import Ranks
@@ -30,7 +30,7 @@ from codec_dist.training.resume import damaged_states, remove_ended_states
 from codec_dist.training.sae_runs import write_sae_runs
 from codec_dist.training.selection import select_saes
 from codec_dist.training.task import TrainingTask
-from codec_dist.utils import CodecError, Progress, absolute_location, hash_json, read_json, write_json_atomically
+from codec_dist.utils import CodecError, Progress, absolute_location, read_json, write_json_atomically
 
 FAILURE_FILE = "failure.json"
 LOCK_FILE = ".train.lock"
@@ -105,13 +105,8 @@ def train_saes(
     store = ContributionStore(store_path)
     _check_complete(store)
     parts = read_parts(store, split_path)
+    check_training(store.layers, list(store.quantities), groups, sae.spread)
     jobs = plan_jobs(store, groups, parts.split_hash, seed)
-    _check_options(jobs)
-    if sae.spread == "bundles" and any(job.settings.divide for job in jobs):
-        raise TrainingError(
-            "training.divide spreads a dictionary over all ranks, but with sae.spread bundles each rank trains by "
-            "itself: use sae.spread rows, or leave divide out"
-        )
     folders = {job: directory / "sae" / job.folder for job in jobs}
     finished = {job for job in jobs if is_finished(folders[job])}
     for job in finished:
@@ -141,17 +136,6 @@ def _check_complete(store: ContributionStore) -> None:
             f"{store.location} holds {len(store.markers)} of {len(store.shards)} shards (not {missing[0]}): "
             "run `codec-dist extract` until it is complete"
         )
-
-
-def _check_options(jobs: Sequence[SaeJob]) -> None:
-    """Build every kind of SAE once, so that a wrong option is known before workers start."""
-    kinds = {(job.architecture, hash_json(job.options), job.channels): job for job in jobs}
-    for job in kinds.values():
-        try:
-            with torch.device("meta"):
-                build(job.architecture, job.options, job.channels)
-        except SaeError as error:
-            raise SaeError(f"{job.layer} ({job.channels} channels): {error}") from error
 
 
 def _check_folder(job: SaeJob, folder: Path) -> None:
@@ -186,7 +170,11 @@ def _train(task: TrainingTask, cluster: ClusterSection) -> None:
             failure_config=FailureConfig(max_failures=cluster.attempts - 1),
             # Ray Train works in a thread; memory that a thread frees is kept if all share one arena.
             worker_runtime_env={
-                "env_vars": worker_environment(task.threads, int(with_gpus)) | {"MALLOC_ARENA_MAX": "1"}
+                "env_vars": {
+                    **worker_environment(task.threads, int(with_gpus)),
+                    "MALLOC_ARENA_MAX": "1",
+                    **sweep_environment(),
+                }
             },
         ),
     )
@@ -283,10 +271,10 @@ def _progress(task: TrainingTask) -> Iterator[None]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C be a KeyboardInterrupt, whatever Ray Train makes of it, and leave its handler as it was.
+    """Let Ctrl-C and SIGTERM end the ranks before they do what they would outside, and leave the handlers as they were.
 
     Called in the main thread, ``fit`` sets a handler of SIGINT for good: it ends the ranks and then exits,
-    with a SystemExit like that at SIGTERM. Which signal it was is therefore heard on a wakeup descriptor.
+    with a SystemExit. SIGTERM takes the same way here. Which signal it was is heard on a wakeup descriptor.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -295,16 +283,23 @@ def _interruptible() -> Iterator[None]:
     with listener, speaker:
         listener.setblocking(False)
         speaker.setblocking(False)
-        handler = signal.getsignal(signal.SIGINT)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        if callable(handlers[signal.SIGTERM]):
+            signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
         descriptor = signal.set_wakeup_fd(speaker.fileno(), warn_on_full_buffer=False)
         try:
             yield
         finally:
             signal.set_wakeup_fd(descriptor)
-            # None stands for a handler that was not set from Python, which cannot be put back.
-            if handler is not None:
-                signal.signal(signal.SIGINT, handler)
-            if signal.SIGINT in _signals_heard(listener):
+            for number, handler in handlers.items():
+                # None stands for a handler that was not set from Python, which cannot be put back.
+                if handler is not None:
+                    signal.signal(number, handler)
+            heard = _signals_heard(listener)
+            for number, handler in handlers.items():
+                if number in heard and callable(handler):
+                    handler(number, None)
+            if signal.SIGINT in heard:
                 raise KeyboardInterrupt
 
 

@@ -3,6 +3,7 @@
 Standard library only (tqdm and Arrow are imported where they are used), so that the numerical rooms stay light.
 """
 
+from codec_dist.utils.credentials import values_without_credentials, without_credentials
 from codec_dist.utils.environment import environment
 from codec_dist.utils.errors import CodecError
 from codec_dist.utils.files import (
@@ -14,7 +15,7 @@ from codec_dist.utils.files import (
 )
 from codec_dist.utils.hashing import hash_file, hash_json
 from codec_dist.utils.memory import keep_freed_memory
-from codec_dist.utils.names import escape_name, nearest_names, suggestion, unescape_name
+from codec_dist.utils.names import escape_name, identifier, nearest_names, suggestion, unescape_name
 from codec_dist.utils.progress import Progress
 from codec_dist.utils.registry import Registry
 from codec_dist.utils.seeds import derive_seed
@@ -30,12 +31,15 @@ __all__ = [
     "escape_name",
     "hash_file",
     "hash_json",
+    "identifier",
     "keep_freed_memory",
     "nearest_names",
     "read_json",
     "read_tables",
     "suggestion",
     "unescape_name",
+    "values_without_credentials",
+    "without_credentials",
     "write_atomically",
     "write_bytes_atomically",
     "write_json_atomically",

@@ -6,20 +6,24 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def environment(values: Mapping[str, str], also_restored: Sequence[str] = ()) -> Iterator[None]:
+def environment(values: Mapping[str, str | None], also_restored: Sequence[str] = ()) -> Iterator[None]:
     """While open, ``values`` are in the environment; afterwards they are as before.
 
     Args:
-        values: variables and what they are set to.
+        values: variables and what they are set to; None: they are not in it meanwhile.
         also_restored: variables that something inside the block may set.
     """
     before = {name: os.environ.get(name) for name in [*values, *also_restored]}
-    os.environ.update(values)
+    _set(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

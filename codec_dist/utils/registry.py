@@ -1,8 +1,12 @@
 """Names that a config may use, and what each builds."""
 
 import importlib
+import importlib.util
 import inspect
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from codec_dist.utils.errors import CodecError
@@ -10,6 +14,19 @@ from codec_dist.utils.names import suggestion
 
 T = TypeVar("T")
 Factory = TypeVar("Factory", bound=Callable[..., Any])
+
+
+def import_module(name: str) -> ModuleType:
+    """A module by its name; also one in the current folder, where installed commands do not look by themselves.
+
+    Raises:
+        Exception: whatever the module raises.
+    """
+    importlib.invalidate_caches()
+    top = name.partition(".")[0]
+    if top and top not in sys.modules and importlib.util.find_spec(top) is None:
+        sys.path.append(os.getcwd())
+    return importlib.import_module(name)
 
 
 class Registry(Generic[T]):
@@ -55,9 +72,10 @@ class Registry(Generic[T]):
     def _import(self, name: str) -> Any:
         module, _, attribute = name.partition(":")
         try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise self._error(f"cannot import the {self.kind} {name!r}: {error}") from error
+            return getattr(import_module(module), attribute)
+        except Exception as error:
+            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise self._error(f"cannot import the {self.kind} {name!r}: {reason}") from error
 
     def build(self, name: str, options: Mapping[str, Any] | None = None, /, **context: Any) -> T:
         """Build the entry ``name`` with ``options`` from a config and ``context`` from the caller.
@@ -82,9 +100,13 @@ class Registry(Generic[T]):
         ]
         if missing:
             raise self._error(f"the {self.kind} {name!r} needs the option {missing[0]!r}")
+        # Whatever the code of a user raises is reported with its name.
+        reported = Exception if ":" in name else (TypeError, ValueError)
         try:
             return factory(**options, **context)
-        except (TypeError, ValueError) as error:
+        except self._error:
+            raise
+        except reported as error:
             raise self._error(f"the {self.kind} {name!r} refuses its options {options}: {error}") from error
 
     def __contains__(self, name: str) -> bool:

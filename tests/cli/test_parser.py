@@ -63,7 +63,7 @@ def test_overrides_may_stand_anywhere() -> None:
 
 
 def test_config_show_prints_defaults_and_overrides(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["config", "show", str(config), "--attribution.method.options.steps", "20"]) == 0
+    assert main(["config", "show", "--no-check", str(config), "--attribution.method.options.steps", "20"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["attribution"]["method"] == {"name": "integrated_gradients", "options": {"steps": 20}}
     assert shown["data"]["split"]["fit"] == 0.6
@@ -127,7 +127,7 @@ def test_packaged_configs_are_named_and_printed(capsys: pytest.CaptureFixture[st
     assert "sweep" in capsys.readouterr().out.splitlines()
     assert main(["config", "packaged", "sweep"]) == 0
     (tmp_path / "sweep.yaml").write_text(capsys.readouterr().out)
-    assert main(["config", "show", str(tmp_path / "sweep.yaml"), "--run.seed", "3"]) == 0
+    assert main(["config", "show", str(tmp_path / "sweep.yaml"), "--no-check", "--run.seed", "3"]) == 0
     assert "threshold" in capsys.readouterr().out
     assert main(["config", "packaged", "swep"]) == 2
     assert "did you mean sweep" in capsys.readouterr().err

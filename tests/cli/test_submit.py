@@ -4,17 +4,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ray.util.state import list_actors
 
 from codec_dist.cli import main
-from codec_dist.cluster_runtime import Session
+from codec_dist.cluster_runtime import Session, submit_command
 from codec_dist.shards import digits, pack
 from codec_dist.store import ContributionStore
 
+JOBS = Path(__file__).parents[2] / "jobs"
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_submitted_extraction_writes_the_store_of_a_local_one(ray_cluster: Session, tmp_path: Path) -> None:
-    assert ray_cluster.dashboard is not None
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
     samples, classes = digits()
     few = [sample for sample in samples if int(sample.key.removeprefix("digit-")) < 60]
     pack(few, tmp_path / "shards", samples_per_shard=30, classes=classes)
@@ -29,11 +30,36 @@ def test_submitted_extraction_writes_the_store_of_a_local_one(ray_cluster: Sessi
         "attribution": {"layers": ["blocks.5"], "method": {"name": "integrated_gradients", "options": {"steps": 1}}},
         "tracking": {"mode": "disabled"},
     }
-    config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(values))
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_submitted_extraction_writes_the_store_of_a_local_one(ray_cluster: Session, config: Path) -> None:
+    assert ray_cluster.dashboard is not None
+    folder = config.parent
     assert main(["submit", "extract", str(config), "--address", ray_cluster.dashboard]) == 0
-    assert main(["extract", str(config), "--run.directory", str(tmp_path / "local")]) == 0
-    submitted, local = (ContributionStore(tmp_path / name / "store") for name in ("run", "local"))
+    assert main(["extract", str(config), "--run.directory", str(folder / "local")]) == 0
+    submitted, local = (ContributionStore(folder / name / "store") for name in ("run", "local"))
     assert submitted.complete
     assert len(submitted.samples) == 60
     assert submitted.digest() == local.digest()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_file_of_the_jobs_folder_works_on_the_cluster_of_its_job(ray_cluster: Session, config: Path) -> None:
+    assert ray_cluster.dashboard is not None
+    before = {actor.actor_id for actor in list_actors(address=ray_cluster.dashboard)}
+    log: list[str] = []
+    # As with `ray job submit --working-dir jobs -- python extract.py CONFIG`: no address is given.
+    outcome = submit_command(
+        ray_cluster.dashboard, ["python", "extract.py", str(config)], working_dir=JOBS, write=log.append
+    )
+    assert outcome.succeeded, "".join(log)
+    assert ContributionStore(config.parent / "run" / "store").complete
+    started = [actor for actor in list_actors(address=ray_cluster.dashboard) if actor.actor_id not in before]
+    # One of them is Ray's own, in which the command runs; the others are those of the extraction.
+    assert {actor.class_name for actor in started} > {"JobSupervisor"}

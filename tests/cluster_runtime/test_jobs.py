@@ -151,3 +151,50 @@ def test_address_without_a_jobs_server_is_a_clear_error() -> None:
 def test_config_outside_of_the_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=r"config nowhere\.yaml is not in the folder"):
         submit_job("http://127.0.0.1:1", "run", "nowhere.yaml", working_dir=tmp_path)
+
+
+class Impostor:
+    """A server on loopback that answers every connection with the same bytes."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            near = self._listener.accept()[0]
+            near.recv(65536)
+            near.sendall(self._answer)
+            near.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nblog",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{\"version\": \"1\"}"[:-1],
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n\xff\xfe",
+        b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        bytes([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 5, 0, 0, 64, 0]),  # HTTP/2, as Ray's head speaks it
+        b"",
+    ],
+    ids=["page", "other version", "list", "no text", "not found", "ssh", "grpc", "nothing"],
+)  # fmt: skip
+def test_another_server_than_rays_is_one_line(answer: bytes) -> None:
+    address = Impostor(answer).address
+    with pytest.raises(ClusterError) as found:
+        submit_command(address, ["true"])
+    assert address in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.ray
+def test_the_port_of_rays_head_is_refused_for_jobs(ray_cluster: Session) -> None:
+    with pytest.raises(ClusterError, match="answers, but not as a Ray jobs server") as found:
+        submit_command(ray_cluster.address, ["true"])
+    assert ray_cluster.address in str(found.value)
+    assert "8265" in str(found.value)

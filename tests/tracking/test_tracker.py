@@ -3,10 +3,8 @@
 import json
 import os
 import socket
-import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +12,13 @@ import numpy as np
 import pytest
 import wandb
 from PIL import Image
-from wandb.proto.wandb_internal_pb2 import Record
+from wandb_files import offline_files, records
 
 from codec_dist.config import TrackingSection
 from codec_dist.tracking import RunSeries, Tracker, TrackingError, read_metrics
 
 OFFLINE = TrackingSection()
 DISABLED = TrackingSection(mode="disabled")
-
-
-def records(path: Path) -> Iterator[Record]:
-    """An independent reader of W&B's offline files: LevelDB log frames that hold protobuf records."""
-    data, position, payload = path.read_bytes(), 7, b""
-    while position + 7 <= len(data):
-        room = 32768 - position % 32768
-        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        if room < 7 or kind == 0:
-            position += room
-            continue
-        payload += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):
-            record = Record()
-            record.ParseFromString(payload)
-            payload = b""
-            yield record
 
 
 def history(path: Path) -> list[dict[str, Any]]:
@@ -53,10 +33,6 @@ def history(path: Path) -> list[dict[str, Any]]:
             inner[last] = json.loads(item.value_json)
         rows += [row] if record.HasField("history") else []
     return rows
-
-
-def offline_files(run: Path) -> list[Path]:
-    return sorted(run.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from codec_dist.config import Choice, ConfigError, SaeGroup, TrainingSettings, parse_config
 from codec_dist.sae import SaeError
 from codec_dist.store import ContributionStore
-from codec_dist.training import TrainingError, expand_grid
+from codec_dist.training import TrainingError, check_training, expand_grid
 from codec_dist.training.plan import SaeJob, plan_jobs
 
 
@@ -66,13 +66,9 @@ def test_settings_that_came_later_leave_names_as_they_were(make_run: Callable[..
         ({"k": (99,)}, SaeError, r"blocks.0 \(8 channels\): .*between 1 and the number of modes"),
     ],
 )
-def test_a_grid_that_makes_no_sense_is_refused(
-    make_run: Callable[..., Path], grid: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    from codec_dist.training.trainer import _check_options
-
+def test_a_grid_that_makes_no_sense_is_refused(grid: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        _check_options(plan(make_run(), SaeGroup(grid=grid)))
+        check_training({"blocks.0": 8}, ["contribution-positive", "activation-positive"], [SaeGroup(grid=grid)])
 
 
 @pytest.mark.parametrize(

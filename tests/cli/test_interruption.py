@@ -1,0 +1,74 @@
+"""SIGTERM ends a command as Ctrl-C does: one line, everything in order, and a second one changes nothing."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+from digits_config import digits_values
+from wandb_files import offline_files, records
+
+from codec_dist.shards import digits, pack
+from codec_dist.store import ContributionStore, Ledger
+from codec_dist.tracking import read_metrics
+
+LINES = {signal.SIGTERM: "ended by SIGTERM: ", signal.SIGINT: "interrupted: "}
+CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}  # 128 + the number of the signal, as shells have it
+
+
+def interrupt(words: Sequence[str], at: str, signals: Sequence[signal.Signals]) -> tuple[int, list[str]]:
+    """Exit code and lines of a command that gets the signals, one right after the other, when a line begins so."""
+    command = [sys.executable, "-m", "codec_dist", *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line.rstrip("\n"))
+            if line.startswith(at) and signals:
+                for each in signals:
+                    process.send_signal(each)
+                signals = ()
+        code = process.wait(timeout=60)
+    return code, lines
+
+
+@pytest.mark.parametrize("number", LINES)
+def test_a_command_ends_with_one_line_and_the_code_of_the_signal(number: signal.Signals, tmp_path: Path) -> None:
+    words = ["shards", "pack", "shapes", str(tmp_path / "shards"), "--count", "1000000"]
+    code, lines = interrupt(words, "pack: ", [number])
+    assert code == CODES[number]
+    *progress, last = lines
+    assert last.startswith(LINES[number])
+    assert all(line.startswith("pack: ") for line in progress)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_extraction_is_left_in_order_and_goes_on(tmp_path: Path) -> None:
+    samples, classes = digits()
+    pack(samples, tmp_path / "shards", samples_per_shard=10, classes=classes)
+    changes = {
+        "run": {"directory": "run"},
+        "data": {"shards": "shards", "limit": 900},
+        "attribution": {"method": {"name": "integrated_gradients", "options": {"steps": 40}}},
+        "cluster": {"actors": 1},
+    }
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(digits_values(changes)))
+    run = tmp_path / "run"
+    code, lines = interrupt(["extract", str(config)], "extract: ", [signal.SIGTERM, signal.SIGTERM])
+    assert code == 143, lines
+    assert lines[-1].startswith("ended by SIGTERM: ")
+    assert all(line.startswith(("prepare: ", "extract: ")) for line in lines[:-1]), lines
+    assert list(read_metrics(run / "metrics.jsonl"))[-1]["event"] == "interrupted"
+    (file,) = offline_files(run)
+    assert list(records(file))[-1].exit.exit_code == 255
+    # No process of the session is left, and the store is a part of the whole one.
+    left = subprocess.run(["pgrep", "-f", str(config)], capture_output=True, text=True, check=False)
+    assert left.stdout == ""
+    done = Ledger(run / "store").done()
+    assert 0 < len(done) < 90
+    assert not ContributionStore(run / "store").complete
