@@ -1,5 +1,6 @@
 """How many actors a cluster has room for, and what each may use."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ray
@@ -44,8 +45,7 @@ def actor_slots(cluster: ClusterSection, device: str | None = None, *, wait: boo
     nodes = [node for node in _nodes() if not on_gpu or node.get("GPU", 0) >= 1]
     room = 0
     for node in nodes:
-        by_cpus = int(node.get("CPU", 0)) // cluster.cpus_per_actor
-        room += min(by_cpus, int(node["GPU"])) if on_gpu else by_cpus
+        room += room_of(node, cluster, "cuda" if on_gpu else "cpu")
     if not room and not wait:
         largest = max((int(node.get("CPU", 0)) for node in nodes), default=0)
         raise ClusterError(
@@ -53,6 +53,12 @@ def actor_slots(cluster: ClusterSection, device: str | None = None, *, wait: boo
             f"{largest} CPUs: lower it"
         )
     return ActorSlots(cluster.actors or max(room, 1), int(on_gpu), cluster.cpus_per_actor)
+
+
+def room_of(resources: Mapping[str, float], cluster: ClusterSection, device: str) -> int:
+    """How many actors on ``cuda`` or ``cpu`` a node with these resources has room for."""
+    by_cpus = int(resources.get("CPU", 0)) // cluster.cpus_per_actor
+    return min(by_cpus, int(resources.get("GPU", 0))) if device == "cuda" else by_cpus
 
 
 def _nodes() -> list[dict[str, float]]:

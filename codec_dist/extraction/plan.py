@@ -28,6 +28,7 @@ from codec_dist.attribution import (
 from codec_dist.config import Choice, Config
 from codec_dist.extraction.batches import Dropped, make_batches
 from codec_dist.extraction.errors import ExtractionError
+from codec_dist.extraction.sizing import LARGEST_MICROBATCH, ActorNeeds, measure_needs
 from codec_dist.models import LoadedModel, load_model
 from codec_dist.shards import Decoded, ShardIndex, ShardInfo, configured_index, read_shard, split_seed
 from codec_dist.store import ContributionStore, create_store, store_exists
@@ -59,6 +60,10 @@ class Plan:
     targets: tuple[str, ...]
     identity: Mapping[str, Any]
     """All that the stored numbers depend on."""
+    microbatch: int
+    """Images that pass through the model at once; where the config leaves that to measuring, the most that may."""
+    needs: Mapping[str, ActorNeeds]
+    """What an actor takes of its node's memory on a CPU (``cpu``) and on a GPU (``cuda``)."""
     steps: int | None = None
     """Steps chosen by measuring, where the config leaves them to that."""
     statistics: Path | None = None
@@ -100,6 +105,8 @@ def make_plan(config: Config) -> tuple[Plan, tuple[ShardInfo, ...]]:
         complete_layers=tuple(layer for layer, result in trial.items() if result.completeness is not None),
         targets=tuple(target.name for target in attributor.targets),
         identity=_identity(config, index, loaded, attributor),
+        microbatch=attributor.microbatch or LARGEST_MICROBATCH,
+        needs=measure_needs(config, index.shards, loaded, attributor, _known_steps(config)),
     )
     if plan.store_exists:
         # Another identity is refused here, before Ray starts.
@@ -137,14 +144,20 @@ def open_store(plan: Plan, shards: Sequence[ShardInfo], settings: Mapping[str, A
 
 
 def build_attributor(
-    config: Config, loaded: LoadedModel, *, steps: int | None = None, statistics: DataStatistics | None = None
+    config: Config,
+    loaded: LoadedModel,
+    *,
+    microbatch: int | None = None,
+    steps: int | None = None,
+    statistics: DataStatistics | None = None,
 ) -> Attributor:
     """The attribution engine that a config describes, for a model in the type that it computes in.
 
     Args:
         config: the whole config.
         loaded: the model.
-        steps: in place of steps that the config leaves to measuring; without, one step (for a trial).
+        microbatch: where the config leaves it to measuring; without, all images of a call at once (for a trial).
+        steps: where the config leaves them to measuring; without, one step (for a trial).
         statistics: of the data set, where the target or the baseline needs it; without, made up (for a trial).
     """
     section = config.attribution
@@ -163,7 +176,7 @@ def build_attributor(
         targets,
         activations=section.activations,
         gradients=section.gradients,
-        microbatch=section.microbatch,
+        microbatch=microbatch if section.microbatch == "auto" else section.microbatch,
         # On a CPU other batches may give other last bits, and the fault is passing: another actor tries again.
         halve=next(loaded.module.parameters()).is_cuda and not section.deterministic,
         fold_batchnorm=section.fold_batchnorm,
@@ -186,6 +199,12 @@ def uses_automatic_steps(config: Config) -> bool:
     """Whether the number of steps is left to measuring."""
     method = METHODS.build(config.attribution.method.name, config.attribution.method.options)
     return isinstance(method, IntegratedGradients) and method.steps == "auto"
+
+
+def _known_steps(config: Config) -> int | None:
+    """Steps of the path, at least 1; None where they are chosen by measuring."""
+    steps = getattr(METHODS.build(config.attribution.method.name, config.attribution.method.options), "steps", 1)
+    return None if steps == "auto" else int(steps)
 
 
 def _made_up_statistics(loaded: LoadedModel) -> DataStatistics:

@@ -1,4 +1,4 @@
-"""What is chosen by measuring, once per store: the device, statistics of the data set, the number of steps."""
+"""What is chosen by measuring, once per store: the device, the microbatch, statistics of the data, the steps."""
 
 import sys
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from codec_dist.cluster_runtime import cluster_device, map_fold
 from codec_dist.config import Config
 from codec_dist.extraction.batches import Batch, Dropped, make_batches
 from codec_dist.extraction.errors import ExtractionError
+from codec_dist.extraction.microbatch import settle_microbatch
 from codec_dist.extraction.plan import (
     Plan,
     build_attributor,
@@ -26,7 +27,7 @@ from codec_dist.extraction.plan import (
 )
 from codec_dist.models import LoadedModel, load_model
 from codec_dist.shards import ShardInfo, configured_index, configured_split, read_shard
-from codec_dist.utils import Progress, hash_file, write_bytes_atomically
+from codec_dist.utils import Progress, available_memory, hash_file, write_bytes_atomically
 
 # Images on which the number of steps is chosen.
 PROBE_IMAGES = 32
@@ -47,6 +48,7 @@ def settle(plan: Plan, shards: Sequence[ShardInfo]) -> tuple[Plan, str]:
     """
     settings = open_store(plan, shards) if plan.store_exists else None
     device = _settle_device(plan, settings)
+    plan, sizes = settle_microbatch(plan, settings, device)
     if needs_statistics(plan.config):
         plan = replace(plan, statistics=_settle_statistics(plan, shards, settings))
     if uses_automatic_steps(plan.config):
@@ -55,7 +57,7 @@ def settle(plan: Plan, shards: Sequence[ShardInfo]) -> tuple[Plan, str]:
         measured = {}
     if settings is None:
         hashes = {} if plan.statistics is None else {"statistics": hash_file(plan.statistics)}
-        open_store(plan, shards, {"device": device, **hashes, **measured})
+        open_store(plan, shards, {"device": device, **sizes, **hashes, **measured})
     return plan, device
 
 
@@ -82,6 +84,7 @@ class ShardStatistics:
 
     config: Config
     location: str
+    microbatch: int
     keys: dict[str, frozenset[str]]
 
     def __call__(self, info: ShardInfo) -> "PartialStatistics":
@@ -98,8 +101,7 @@ class ShardStatistics:
             classes=loaded.classes,
             keys=self.keys[info.name],
         )
-        size = self.config.attribution.microbatch
-        batches = make_batches(samples, loaded.preprocessing, size, dropped.append, labelled=False)
+        batches = make_batches(samples, loaded.preprocessing, self.microbatch, dropped.append, labelled=False)
         first = next(batches, None)
         if first is None:
             return PartialStatistics(None)
@@ -152,7 +154,7 @@ def _measure(plan: Plan, shards: Sequence[ShardInfo]) -> DataStatistics:
     with Progress("measure", len(shards), "shards") as progress:
         found = map_fold(
             shards,
-            ShardStatistics(config, plan.location, frozen),
+            ShardStatistics(config, plan.location, plan.microbatch, frozen),
             num_cpus=config.cluster.cpus_per_actor,
             progress=progress,
         )
@@ -185,7 +187,9 @@ def _choose(plan: Plan, shards: Sequence[ShardInfo]) -> StepsChoice:
     pin_numerics(config, torch.device("cpu"))
     loaded = load_model(config.model, seed=config.run.seed)
     statistics = None if plan.statistics is None else DataStatistics.load(plan.statistics)
-    attributor = build_attributor(config, loaded, statistics=statistics)
+    # Here, beside the actors' nodes, memory may be scarcer than there.
+    fits = plan.needs["cpu"].host.largest(available_memory() // 2)
+    attributor = build_attributor(config, loaded, microbatch=min(plan.microbatch, fits), statistics=statistics)
     batch = _probe_batch(plan, shards, loaded, needs_labels(attributor))
     while True:
         try:

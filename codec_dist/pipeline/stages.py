@@ -57,7 +57,8 @@ def stages_of_command(command: str) -> list[str]:
 
 def _extract(context: StageContext) -> dict[str, Any]:
     summary = extract(context.config, context.tracker, session=context.ray)
-    return {"samples": summary.samples, "dropped": summary.dropped}
+    lost = {f"actors lost ({cause})": count for cause, count in summary.causes.items()}
+    return {"samples": summary.samples, "dropped": summary.dropped, **lost}
 
 
 def _train(context: StageContext) -> dict[str, Any]:

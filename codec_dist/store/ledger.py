@@ -14,7 +14,6 @@ from codec_dist.store.layout import Layout, read_layout
 from codec_dist.store.place import Place
 from codec_dist.utils import hash_json
 
-
 CHECKSUM = re.compile(r"[0-9a-f]{8}")
 # Of a shard's time and attempts no more is expected than that they are numbers which can be added up.
 LARGEST_SECONDS, LARGEST_ATTEMPT = 1e12, 2**31
@@ -74,7 +73,7 @@ def _wrong_fields(values: dict[str, Any], layout: Layout, number: int) -> Iterat
     names = {field.name for field in fields(Marker)}
     if values.keys() != names:
         missing, unknown = sorted(names - values.keys()), sorted(values.keys() - names)
-        yield f"its fields {', '.join(missing)} are missing" if missing else f"its field {_shown(unknown[0])} is unknown"
+        yield f"it lacks {', '.join(missing)}" if missing else f"its field {_shown(unknown[0])} is unknown"
         return
     shard, samples = layout.shards[number]
     if values["identity"] != layout.identity_hash:

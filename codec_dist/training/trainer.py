@@ -16,7 +16,7 @@ import ray
 import torch
 import torch.distributed as dist
 
-from codec_dist.cluster_runtime import worker_environment
+from codec_dist.cluster_runtime import MEMORY, explain_loss, worker_environment
 from codec_dist.config import ClusterSection, SaeGroup, SaeSection, TrackingSection
 from codec_dist.sae import SaeError, build
 from codec_dist.store import ContributionStore
@@ -30,7 +30,15 @@ from codec_dist.training.resume import damaged_states, remove_ended_states
 from codec_dist.training.sae_runs import write_sae_runs
 from codec_dist.training.selection import select_saes
 from codec_dist.training.task import TrainingTask
-from codec_dist.utils import CodecError, Progress, absolute_location, hash_json, read_json, write_json_atomically
+from codec_dist.utils import (
+    CodecError,
+    Progress,
+    absolute_location,
+    hash_json,
+    kernel_memory_kills,
+    read_json,
+    write_json_atomically,
+)
 
 FAILURE_FILE = "failure.json"
 LOCK_FILE = ".train.lock"
@@ -174,6 +182,7 @@ def _train(task: TrainingTask, cluster: ClusterSection) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     ranks, with_gpus = _count_ranks(cluster)
+    kills_before = kernel_memory_kills()
     resources = {"CPU": task.threads} | ({"GPU": 1} if with_gpus else {})
     trainer = TorchTrainer(
         _rank_main,
@@ -195,7 +204,7 @@ def _train(task: TrainingTask, cluster: ClusterSection) -> None:
             with _progress(task), _interruptible():
                 trainer.fit()
         except TrainingFailedError as error:
-            raise _explain(task, ranks, error) from error
+            raise _explain(task, ranks, error, kills_before) from error
         if (message := _failure(task)) is not None:
             raise TrainingError(message)
 
@@ -321,13 +330,24 @@ def _failure(task: TrainingTask) -> str | None:
     return str(read_json(path)["message"]) if path.exists() else None
 
 
-def _explain(task: TrainingTask, ranks: int, error: Exception) -> TrainingError:
+def _explain(task: TrainingTask, ranks: int, error: Exception, kills_before: int | None) -> TrainingError:
     if (message := _failure(task)) is not None:
         return TrainingError(message)
-    causes = [str(cause) for cause in getattr(error, "worker_failures", {}).values()] or [str(error)]
-    lines = [line.strip() for line in causes[0].splitlines() if line.strip()]
+    causes: list[BaseException] = [*getattr(error, "worker_failures", {}).values()] or [error]
+    kept = "what was reached is kept, and the same command goes on from there"
+    losses = [explain_loss(cause, kills_before=kills_before) for cause in causes]
+    killed = next((loss for loss in losses if loss.cause == MEMORY), None)
+    if killed is not None:
+        return TrainingError(
+            f"a rank of training (of {ranks}) was lost: {killed.text}. Let fewer ranks share a node "
+            "(cluster.training_workers), train fewer SAEs at a time (smaller grids, fewer groups), or use nodes with "
+            f"more memory; {kept}"
+        )
+    if any(words in str(causes[0]) for words in ("died", "unavailable", "health check")):
+        return TrainingError(f"a rank of training (of {ranks}) was lost: {losses[0].text}; {kept}")
+    lines = [line.strip() for line in str(causes[0]).splitlines() if line.strip()]
     last_line = lines[-1] if lines else type(error).__name__
-    return TrainingError(f"training on {ranks} ranks failed: {last_line}; what was reached is kept, start it again")
+    return TrainingError(f"training on {ranks} ranks failed: {last_line}; {kept}")
 
 
 def _collect(

@@ -13,7 +13,7 @@ from codec_dist.utils.files import (
     write_json_atomically,
 )
 from codec_dist.utils.hashing import hash_file, hash_json
-from codec_dist.utils.memory import keep_freed_memory
+from codec_dist.utils.memory import available_memory, keep_freed_memory, kernel_memory_kills
 from codec_dist.utils.names import escape_name, nearest_names, suggestion, unescape_name
 from codec_dist.utils.progress import Progress
 from codec_dist.utils.registry import Registry
@@ -25,12 +25,14 @@ __all__ = [
     "Progress",
     "Registry",
     "absolute_location",
+    "available_memory",
     "derive_seed",
     "environment",
     "escape_name",
     "hash_file",
     "hash_json",
     "keep_freed_memory",
+    "kernel_memory_kills",
     "nearest_names",
     "read_json",
     "read_tables",

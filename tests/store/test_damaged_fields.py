@@ -18,9 +18,17 @@ from codec_dist.utils import hash_json
 SHARED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 NUMBERS = st.sampled_from([-1, 0, 1, 2, 5, 7, 10**12, 10**400, -(10**30), 1.0, 1e12, -0.5, 1e308, math.nan, math.inf])
-PLAIN = NUMBERS | st.none() | st.booleans() | st.text(max_size=5) | st.sampled_from(["\ud800", "crc32c:", "a\0b", "x" * 999])
+PLAIN = (
+    NUMBERS
+    | st.none()
+    | st.booleans()
+    | st.text(max_size=5)
+    | st.sampled_from(["\ud800", "crc32c:", "a\0b", "x" * 999])
+)
 VALUES = st.recursive(
-    PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=6
+    PLAIN,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
 )
 
 
@@ -88,7 +96,8 @@ def test_any_change_of_a_marker_is_found_or_harmless(full, data):
         # The marker of shard 1 has no dropped samples, so what may differ is how long it took, and how often.
         harmless = {"seconds", "attempt", "checksum"}
         same = isinstance(changed, dict) and all(
-            name in harmless or (name in changed and type(changed[name]) is type(original[name]) and changed[name] == original[name])
+            name in harmless
+            or (name in changed and type(changed[name]) is type(original[name]) and changed[name] == original[name])
             for name in original
         )
         if not same:
