@@ -14,12 +14,13 @@ from codec_dist.shards import ShardInfo
 # More than so many images at once gain nothing on a CPU, and little on a GPU.
 LARGEST_MICROBATCH = 64
 
-# A process with torch, timm, Ray and Arrow before it has a model: at rest 610 to 640 MB were measured.
-PROCESS_BYTES = 700 << 20
+# A process with torch, timm, Ray and Arrow before it has a model: 1.0 to 1.1 GB were measured at rest, much of it
+# libraries that the actors of a node share.
+PROCESS_BYTES = 1 << 30
 # Context and workspaces of CUDA.
 CONTEXT_BYTES = 1 << 30
-# The model as loaded, and its folded and reordered copy.
-COPIES_OF_MODEL = 2
+# The model while it is loaded, its weights hashed and brought into another order.
+COPIES_OF_MODEL = 4
 # Shards whose images are decoded, or whose rows are held, at the same time.
 SHARDS_AT_ONCE = 2
 # Rows of a shard as computed, and a copy while they are written.

@@ -193,10 +193,7 @@ def _train(task: TrainingTask, cluster: ClusterSection) -> None:
             name="ray",
             storage_path=str(task.scratch),
             failure_config=FailureConfig(max_failures=cluster.attempts - 1),
-            # Ray Train works in a thread; memory that a thread frees is kept if all share one arena.
-            worker_runtime_env={
-                "env_vars": worker_environment(task.threads, int(with_gpus)) | {"MALLOC_ARENA_MAX": "1"}
-            },
+            worker_runtime_env={"env_vars": worker_environment(task.threads, int(with_gpus))},
         ),
     )
     with _scratch(task):

@@ -42,16 +42,8 @@ def kernel_memory_kills(groups: Path = CONTROL_GROUPS, membership: Path = MEMBER
     """How many processes the kernel has killed for memory in the containers of this process; None: it does not tell."""
     counts = []
     for folder, _ in _control_groups(groups, membership):
-        lines = (
-            line.split()
-            for name in ("memory.events", "memory.oom_control")
-            for line in _read(folder / name).splitlines()
-        )
-        counts += [int(words[1]) for words in lines if words[0] == "oom_kill"]
-    on_host = [
-        int(line.split()[1]) for line in _read(Path("/proc/vmstat")).splitlines() if line.startswith("oom_kill ")
-    ]
-    return max(counts, default=None) or max(on_host, default=None)
+        counts += [*_counted(folder / "memory.events"), *_counted(folder / "memory.oom_control")]
+    return max(counts or _counted(Path("/proc/vmstat")), default=None)
 
 
 def keep_freed_memory() -> None:
@@ -101,6 +93,11 @@ def _left_in(folder: Path, names: GroupFiles) -> int | None:
         return None
     statistics = dict(line.split() for line in _read(folder / "memory.stat").splitlines())
     return int(limit) - int(used) + int(statistics.get(names.droppable, 0))
+
+
+def _counted(path: Path) -> list[int]:
+    """The number in the line ``oom_kill NUMBER`` of a file, if it has one."""
+    return [int(line.split()[1]) for line in _read(path).splitlines() if line.startswith("oom_kill ")]
 
 
 def _read(path: Path) -> str:
