@@ -71,8 +71,8 @@ def _nodes() -> list[dict[str, float]]:
 def worker_environment(num_cpus: float, num_gpus: float) -> dict[str, str]:
     """Environment variables that hold a worker to its share of a machine.
 
-    Threads (and the arenas of memory) are fixed before any numerical library starts, so results do not depend on the machine; a
-    worker without a GPU does not see those of others (Ray shows it all of them).
+    Threads (and the arenas of memory) are fixed before any numerical library starts, so results do not depend on
+    the machine; a worker without a GPU does not see those of others (Ray shows it all of them).
     """
     threads = str(max(1, int(num_cpus)))
     values = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}

@@ -1,5 +1,6 @@
 """Which layers and SAEs a stage works on, and which mode stands for a class."""
 
+import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,6 +12,7 @@ from codec_dist.modes import LayerModes
 from codec_dist.pipeline.errors import PipelineError
 from codec_dist.pipeline.run_directory import RunDirectory
 from codec_dist.sae import SparseAutoencoder
+from codec_dist.training import read_left_out
 from codec_dist.utils import read_json, suggestion
 
 
@@ -25,17 +27,19 @@ def chosen_saes(
 ) -> list[tuple[str, str, Path]]:
     """The selected SAEs whose layer matches a name or glob, as (layer, quantity, folder).
 
+    What training left out is left out here, too; a line tells.
+
     Raises:
         PipelineError: a pattern that no layer matches, a quantity without SAEs, or one with both signs side by
             side; ``setting`` names the section of the config that asked.
     """
     selected = selected_saes(run)
+    left_out = {(one.layer, one.quantity): one.reason for one in read_left_out(run.sae)}
+    known = [*selected, *(layer for layer, _ in left_out)]
     for pattern in layers:
-        if not any(_matches(layer, pattern) for layer in selected):
-            raise PipelineError(
-                f"{setting}.layers: no SAE was trained for {pattern!r}: {suggestion(pattern, selected)}"
-            )
-    trained = {quantity for saes in selected.values() for quantity in saes}
+        if not any(_matches(layer, pattern) for layer in known):
+            raise PipelineError(f"{setting}.layers: no SAE was trained for {pattern!r}: {suggestion(pattern, known)}")
+    trained = {quantity for saes in selected.values() for quantity in saes} | {quantity for _, quantity in left_out}
     for quantity in quantities:
         if quantity.endswith("-both"):
             raise PipelineError(
@@ -46,6 +50,10 @@ def chosen_saes(
             raise PipelineError(
                 f"{setting}.quantities: no SAE was trained for {quantity!r}: {suggestion(quantity, trained)}"
             )
+    for (layer, quantity), reason in left_out.items():
+        asked = quantity in quantities and any(_matches(layer, pattern) for pattern in layers)
+        if asked and quantity not in selected.get(layer, {}):
+            sys.stderr.write(f"{setting}: {layer}, {quantity} has no SAE and is left out: {reason}\n")
     return [
         (layer, quantity, run.sae / selected[layer][quantity])
         for layer in selected

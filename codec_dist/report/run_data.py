@@ -102,6 +102,9 @@ class RunData:
     reasons: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """Why each was chosen, by layer and quantity; empty where there was no choice."""
 
+    without_sae: Sequence[Row] = ()
+    """SAEs that could not be trained: layer, quantity, architecture, reason."""
+
     @property
     def unlabelled(self) -> bool:
         """Whether it is known that no image of *evaluate* has a label, so that nothing about classes is defined."""
@@ -173,6 +176,7 @@ def read_run(
         made=frozenset(there & shown),
         left_out=frozenset(there - shown),
         criterion=selection.get("criterion", {}),
+        without_sae=_read_left_out(directory / "sae") if "train" in shown else [],
         reasons={(row["layer"], row["quantity"]): row["reason"] for row in selection.get("choices", [])},
     )
 
@@ -191,6 +195,16 @@ def _read_selection(folder: Path) -> dict[str, Any]:
     except (AttributeError, TypeError, KeyError) as error:
         raise ReportError(f"{folder / 'selection.json'} tells of no choice: run `codec-dist train` again") from error
     return dict(selection)
+
+
+def _read_left_out(folder: Path) -> list[Row]:
+    """left_out.json: what training left out, and why; nothing where there is no such file."""
+    rows = _read_json(folder / "left_out.json", [])
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and {"layer", "quantity", "architecture", "reason"} <= row.keys() for row in rows
+    ):
+        raise ReportError(f"{folder / 'left_out.json'} lists no SAEs: run `codec-dist train` again")
+    return rows
 
 
 def _read_saes(folder: Path, selection: Mapping[str, Any]) -> list[SaeFacts]:

@@ -15,6 +15,7 @@ from codec_dist.store.errors import StoreError
 from codec_dist.store.layout import SAMPLES, Layout, read_layout
 from codec_dist.store.ledger import Marker, read_markers
 from codec_dist.store.place import Place
+from codec_dist.utils import naming_full_disk
 
 REQUIRED = {
     "key": pa.string(),
@@ -46,7 +47,7 @@ def finish_store(path: str | Path | Place) -> None:
             f"first {pending[0]}; run `codec-dist extract` again"
         )
     try:
-        with layout.place.writing(SAMPLES) as file:
+        with naming_full_disk(f"{layout.place}/{SAMPLES}"), layout.place.writing(SAMPLES) as file:
             _write_all(file, shard_tables(layout, markers))
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())

@@ -18,7 +18,7 @@ from codec_dist.config import TrackingSection
 from codec_dist.tracking.errors import TrackingError
 from codec_dist.tracking.journal import finite, read_metrics
 from codec_dist.tracking.offline import wait_until_complete
-from codec_dist.utils import environment
+from codec_dist.utils import environment, naming_full_disk
 
 SECONDS_TO_FLUSH = 20.0
 MOST_REFERENCES = 1000
@@ -46,7 +46,8 @@ class WandbRun:
         self._defined: set[str] = set()
         self._cleanup = ExitStack()
         try:
-            (directory / "wandb").mkdir(parents=True, exist_ok=True)
+            with naming_full_disk(directory / "wandb"):
+                (directory / "wandb").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TrackingError(f"cannot write to {directory / 'wandb'}: {error.strerror or error}") from error
         try:

@@ -2,7 +2,18 @@
 
 from codec_dist.training.errors import TrainingError
 from codec_dist.training.grid import GridPoint, expand_grid
+from codec_dist.training.left_out import LEFT_OUT_FILE, LeftOut, read_left_out
 from codec_dist.training.selection import select_saes
 from codec_dist.training.trainer import TrainedSae, train_saes
 
-__all__ = ["GridPoint", "TrainedSae", "TrainingError", "expand_grid", "select_saes", "train_saes"]
+__all__ = [
+    "LEFT_OUT_FILE",
+    "GridPoint",
+    "LeftOut",
+    "TrainedSae",
+    "TrainingError",
+    "expand_grid",
+    "read_left_out",
+    "select_saes",
+    "train_saes",
+]

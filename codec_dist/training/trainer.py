@@ -21,6 +21,7 @@ from codec_dist.config import ClusterSection, SaeGroup, SaeSection, TrackingSect
 from codec_dist.sae import SaeError, build
 from codec_dist.store import ContributionStore
 from codec_dist.training.errors import TrainingError
+from codec_dist.training.left_out import LeftOut, read_left_out, tell_left_out, write_left_out
 from codec_dist.training.parts import read_parts
 from codec_dist.training.plan import SaeJob, is_finished, plan_jobs
 from codec_dist.training.progress import read_progress
@@ -32,16 +33,21 @@ from codec_dist.training.selection import select_saes
 from codec_dist.training.task import TrainingTask
 from codec_dist.utils import (
     CodecError,
+    DiskFullError,
     Progress,
     absolute_location,
+    full_disk,
     hash_json,
     kernel_memory_kills,
+    naming_full_disk,
     read_json,
     write_json_atomically,
 )
 
 FAILURE_FILE = "failure.json"
 LOCK_FILE = ".train.lock"
+# What is set aside so that a rank that finds the disk full can still say so.
+RESERVE_FILE, RESERVE_BYTES = "reserve", 1 << 16
 SECONDS_BETWEEN_LOOKS = 0.5
 CPU_RANKS = 2
 
@@ -101,12 +107,13 @@ def train_saes(
             are streamed.
 
     Returns:
-        One entry per SAE, in the order of ``groups``.
+        One entry per SAE, in the order of ``groups``. What could not be trained (rows that are all equal or not
+        finite, a loss that diverged) is left out: a line tells, and ``directory/sae/left_out.json`` keeps the reasons.
 
     Raises:
         TrainingError: a store with missing shards, unknown layers or quantities, a grid of unknown names or no
-            members, an empty part, another SAE in a folder, workers that died too often, or a cluster without
-            room. StoreError, SaeError: as from those rooms.
+            members, an empty part, nothing that can be trained, another SAE in a folder, workers that died too often,
+            or a cluster without room. StoreError, SaeError: as from those packages.
         KeyboardInterrupt: Ctrl-C, after the ranks were ended.
     """
     store_path, split_path, directory = absolute_location(store_path), Path(split_path), Path(directory)
@@ -127,6 +134,7 @@ def train_saes(
     rows_folders = dict.fromkeys(directory / "sae" / job.rows_folder for job in jobs)
     for path in (path for folder in rows_folders for path in damaged_states(folder)):
         sys.stderr.write(f"train: the resume state {path} is damaged and not used: its SAEs start anew\n")
+    left_out: list[LeftOut] = []
     if len(finished) == len(jobs):
         for folder in rows_folders:
             remove_ended_states(folder, is_finished)
@@ -136,10 +144,14 @@ def train_saes(
             sae.evaluations, sae.checkpoints, tracking, correlation_threshold, dtype, cluster.cpus_per_actor,
             sae.spread == "bundles", bytes_for_rows,
         )  # fmt: skip
-        _train(task, cluster)
-    chosen = select_saes(directory / "sae", list(folders.values()), sae.selection)
-    write_sae_runs(directory, tracking, name, jobs, chosen)
-    return _collect(jobs, folders, finished, set(chosen.values()))
+        left_out = _train(task, cluster)
+        tell_left_out(left_out)
+    write_left_out(directory / "sae", left_out)
+    gone = {one.folder for one in left_out}
+    trained = [job for job in jobs if job.folder.as_posix() not in gone]
+    chosen = select_saes(directory / "sae", [folders[job] for job in trained], sae.selection)
+    write_sae_runs(directory, tracking, name, trained, chosen)
+    return _collect(trained, folders, finished, set(chosen.values()))
 
 
 def _check_complete(store: ContributionStore) -> None:
@@ -176,7 +188,8 @@ def _check_folder(job: SaeJob, folder: Path) -> None:
         )
 
 
-def _train(task: TrainingTask, cluster: ClusterSection) -> None:
+def _train(task: TrainingTask, cluster: ClusterSection) -> list[LeftOut]:
+    """Run Ray Train; returns what could not be trained."""
     # Here and below, not at the top: importing Ray Train takes seconds, which every command would pay.
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -204,6 +217,7 @@ def _train(task: TrainingTask, cluster: ClusterSection) -> None:
             raise _explain(task, ranks, error, kills_before) from error
         if (message := _failure(task)) is not None:
             raise TrainingError(message)
+        return read_left_out(task.scratch)
 
 
 @contextmanager
@@ -220,7 +234,9 @@ def _scratch(task: TrainingTask) -> Iterator[None]:
         except OSError:
             sys.stderr.write(f"train: cannot lock {lock.name}: see to it that no other training is at work there\n")
         shutil.rmtree(task.scratch, ignore_errors=True)
-        task.scratch.mkdir()
+        with naming_full_disk(task.scratch):
+            task.scratch.mkdir()
+            (task.scratch / RESERVE_FILE).write_bytes(bytes(RESERVE_BYTES))
         try:
             yield
         finally:
@@ -240,8 +256,10 @@ def _rank_main(config: dict[str, Any]) -> None:
         return
     except CodecError as error:
         message = str(error)
-    # The user's to mend: no error for Ray, which would start all ranks again only to fail again. Ranks that
+    # The user's to repair: no error for Ray, which would start all ranks again only to fail again. Ranks that
     # did not meet the fault are freed from waiting for this one.
+    # Where the disk is full there is still this much.
+    (task.scratch / RESERVE_FILE).unlink(missing_ok=True)
     write_json_atomically(task.scratch / FAILURE_FILE, {"message": message})
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -327,9 +345,11 @@ def _failure(task: TrainingTask) -> str | None:
     return str(read_json(path)["message"]) if path.exists() else None
 
 
-def _explain(task: TrainingTask, ranks: int, error: Exception, kills_before: int | None) -> TrainingError:
+def _explain(task: TrainingTask, ranks: int, error: Exception, kills_before: int | None) -> CodecError:
     if (message := _failure(task)) is not None:
         return TrainingError(message)
+    if (reason := full_disk(error)) is not None:
+        return DiskFullError(task.directory, reason)
     causes: list[BaseException] = [*getattr(error, "worker_failures", {}).values()] or [error]
     kept = "what was reached is kept, and the same command goes on from there"
     losses = [explain_loss(cause, kills_before=kills_before) for cause in causes]

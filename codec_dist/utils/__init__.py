@@ -6,7 +6,10 @@ Standard library only (tqdm and Arrow are imported where they are used), so that
 from codec_dist.utils.environment import environment
 from codec_dist.utils.errors import CodecError
 from codec_dist.utils.files import (
+    DiskFullError,
     absolute_location,
+    full_disk,
+    naming_full_disk,
     read_json,
     write_atomically,
     write_bytes_atomically,
@@ -22,6 +25,7 @@ from codec_dist.utils.tables import read_tables
 
 __all__ = [
     "CodecError",
+    "DiskFullError",
     "Progress",
     "Registry",
     "absolute_location",
@@ -29,10 +33,12 @@ __all__ = [
     "derive_seed",
     "environment",
     "escape_name",
+    "full_disk",
     "hash_file",
     "hash_json",
     "keep_freed_memory",
     "kernel_memory_kills",
+    "naming_full_disk",
     "nearest_names",
     "read_json",
     "read_tables",
