@@ -46,11 +46,9 @@ def test_a_layer_without_contributions_stops_no_stage(
         values["interventions"] = values["interventions"] | {"quantities": ["contribution-positive"]}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     assert main(["run", str(tmp_path / "config.yaml")]) == 0
-    told = capsys.readouterr().err
+    told = capsys.readouterr().err.splitlines()
     for stage in ("train", "interventions", "visualization"):
-        assert any(
-            line.startswith(f"{stage}: ") and "mute, contribution-positive" in line for line in told.splitlines()
-        )
+        assert any(line.startswith(f"{stage}: ") and "mute, contribution-positive" in line for line in told)
     run = tmp_path / "run"
     selected = json.loads((run / "sae/selected.json").read_text())
     assert selected["blocks.5"].keys() >= {"contribution-positive"}

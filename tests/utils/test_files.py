@@ -161,7 +161,7 @@ def test_a_full_disk_is_told_with_the_file_and_leaves_the_old_one(small_disk: Pa
     assert "\n" not in str(refused.value)
     assert read_json(path) == {"a": 1}
     assert [each.name for each in small_disk.iterdir()] == ["values.json"]
-    assert str(pickle.loads(pickle.dumps(refused.value))) == str(refused.value)
+    assert str(pickle.loads(pickle.dumps(refused.value))) == str(refused.value)  # noqa: S301
 
 
 def test_a_limit_on_the_size_of_files_is_told_alike(tmp_path: Path) -> None:
