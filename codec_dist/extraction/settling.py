@@ -172,7 +172,13 @@ def _measure(plan: Plan, shards: Sequence[ShardInfo]) -> DataStatistics:
 def _settle_steps(plan: Plan, shards: Sequence[ShardInfo], settings: Any) -> tuple[Plan, dict[str, Any]]:
     """The plan with the number of steps, and what to note in the store."""
     if settings is not None:
-        return replace(plan, steps=int(settings["steps"])), {}
+        steps = settings.get("steps")
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ExtractionError(
+                f"the store {plan.store} does not say with how many steps it was made ({steps!r}): restore it from a "
+                "copy, or remove it"
+            )
+        return replace(plan, steps=steps), {}
     choice = _choose(plan, shards)
     sys.stderr.write(
         f"extract: {choice.steps} steps chosen: the median relative residual of layer {choice.layer} is "

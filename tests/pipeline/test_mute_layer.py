@@ -36,7 +36,8 @@ def test_a_layer_without_contributions_stops_no_stage(
     tmp_path: Path, ray_cluster: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     activations: bool,
 ) -> None:  # fmt: skip
-    monkeypatch.syspath_prepend(Path(__file__).parent)
+    # Where the workers of the session's cluster find models, too.
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "extraction")
     samples, classes = digits()
     pack(itertools.islice(samples, 300), tmp_path / "shards", samples_per_shard=100, classes=classes)
     values = dict(VALUES)
