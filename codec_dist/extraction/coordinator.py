@@ -177,6 +177,8 @@ class Coordinator:
             max_concurrency=IN_FLIGHT,
             runtime_env={"env_vars": worker_environment(slots.num_cpus, slots.num_gpus)},
         )
+        # What a driver that was killed may have left would be taken for this actor's.
+        crash_file(self._plan, self._serial).unlink(missing_ok=True)
         handle = actor_class.remote(self._plan, bool(slots.num_gpus), self._serial)
         self._actors.append(_Actor(self._serial, handle, handle.prepare.remote(), handle.greet.remote()))
         self._serial += 1
@@ -350,4 +352,4 @@ class Coordinator:
 def _remedy(loss: Loss) -> str:
     if loss.cause != MEMORY:
         return ""
-    return " (lower attribution.microbatch or cluster.actors, or choose fewer layers)"
+    return " (lower cluster.actors; for a new store, a lower attribution.microbatch or fewer layers help, too)"

@@ -86,11 +86,24 @@ def test_rows_that_no_sae_can_use_are_left_out_and_the_others_trained(
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_an_sae_that_diverges_leaves_those_beside_it_as_they_were(make_run: Run, make_task: Task) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("stsae", {"hidden": 8}),
+        ("topk", {"modes": 10, "k": 2, "dead_window": 20, "resample_every": 40}),
+        ("batchtopk", {"modes": 10, "k": 2}),
+        ("relu", {"modes": 10}),
+        ("gated", {"modes": 10}),
+        ("jumprelu", {"modes": 10}),
+    ],
+)
+def test_an_sae_that_diverges_leaves_those_beside_it_as_they_were(
+    make_run: Run, make_task: Task, architecture: str, options: dict[str, int]
+) -> None:
     """All advance together; the one with an absurd rate has the same rows and epochs."""
     wild = TOPK.model_copy(
         update={
-            "architecture": Choice(name="stsae", options={"hidden": 8}),
+            "architecture": Choice(name=architecture, options=options),
             "training": TOPK.training.model_copy(update={"learning_rate": 1e38}),
         }
     )
@@ -98,7 +111,7 @@ def test_an_sae_that_diverges_leaves_those_beside_it_as_they_were(make_run: Run,
     together = make_task(run, (TOPK, wild))
     train_on_rank(together, Ranks())
     gone = read_left_out(together.scratch)
-    assert [(one.layer, one.architecture) for one in gone] == [("blocks.0", "stsae"), ("blocks.1", "stsae")]
+    assert [(one.layer, one.architecture) for one in gone] == [("blocks.0", architecture), ("blocks.1", architecture)]
     assert all("learning_rate" in one.reason for one in gone)
     found = [weights(together, layer)[0] for layer in ("blocks.0", "blocks.1")]
 
