@@ -154,7 +154,9 @@ class _Work:
         rows = {key: self._of(key, whole=first.divided) for key in bundle.keys}
         if first.fitted:
             source = rows[first.key] if bundle.resident else self._of(first.key, whole=True)
-            fit_baselines(self._task, first, rows[first.key], source, self._parts, self._ranks, logbook, advance)
+            self.left_out += fit_baselines(
+                self._task, first, rows[first.key], source, self._parts, self._ranks, logbook, advance
+            )
         else:
             training = BundleTraining(self._task, bundle, rows, self._parts, self._ranks, logbook)
             training.run(advance)

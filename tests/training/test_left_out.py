@@ -122,6 +122,20 @@ def test_an_sae_that_diverges_leaves_those_beside_it_as_they_were(
         assert all(torch.equal(one[name], expected[name]) for name in expected)
 
 
+def test_a_decomposition_that_cannot_be_fitted_leaves_the_others_alone(make_run: Run, make_task: Task) -> None:
+    """NMF needs rows of one sign, and net contributions have both."""
+    net = ("contribution-net",)
+    nmf = TOPK.model_copy(
+        update={"architecture": Choice(name="nmf", options={"modes": 4}), "quantities": net, "layers": ("blocks.0",)}
+    )
+    run = make_run()
+    rewrite(run, "blocks.0", lambda rows: rows * np.random.default_rng(len(rows)).random(rows.shape).astype(rows.dtype))
+    task = make_task(run, (nmf, TOPK))
+    train_on_rank(task, Ranks())
+    assert [(one.layer, one.architecture) for one in read_left_out(task.scratch)] == [("blocks.0", "nmf")]
+    assert [task.folder(job).exists() for job in task.jobs] == [False, True, True]
+
+
 def test_where_nothing_can_be_trained_that_is_an_error(make_run: Run, make_task: Task) -> None:
     task = make_task(make_run(value_scale=0.0), (TOPK,))
     with pytest.raises(TrainingError, match=r"no SAE could be trained: blocks\.0"):
