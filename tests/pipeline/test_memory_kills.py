@@ -45,10 +45,10 @@ def test_workers_that_ray_kills_for_memory_are_told_as_such(tmp_path: Path) -> N
     assert (ended.returncode, last[:7]) == (2, "error: "), ended.stderr
     assert "for memory" in last
     assert "attribution.microbatch" in last
+    assert "microbatch 64 chosen" in ended.stderr
 
     ended = run(config, "extract")
     assert ended.returncode == 0, ended.stderr
-    assert "microbatch 64 chosen" in ended.stderr
     ended = run(config, "train", **TIGHT)
     last = ended.stderr.splitlines()[-1]
     assert (ended.returncode, last[:7]) == (2, "error: "), ended.stderr
