@@ -21,6 +21,7 @@ from codec_dist.attribution.folding import FoldPair, find_foldable, laid_out, pr
 from codec_dist.attribution.fused import can_fuse
 from codec_dist.attribution.memory import (
     FILL_BYTES,
+    SPARE_FACTOR,
     Footprint,
     affordable,
     check_budget,
@@ -190,6 +191,22 @@ class Attributor:
         changed = copy.copy(self)
         changed.method, changed.steps_choice = method, None
         return changed
+
+    def bytes_per_image(self, device: str, *, steps: int | None = None) -> int:
+        """Memory that each image of a microbatch takes while it passes, on a device of the type ``device``.
+
+        Args:
+            device: ``cpu`` or ``cuda``, wherever the model is now. A GPU keeps all points of the path at once.
+            steps: steps of the path; default: the method's.
+
+        Raises:
+            AttributionError: nothing has been run yet.
+        """
+        if not self._channels:
+            raise AttributionError("what an image takes is known after the first call: call probe(images[:1]) before")
+        steps = getattr(self.method, "steps", None) if steps is None else steps
+        points = steps + 1 if device == "cuda" and isinstance(steps, int) else 0
+        return int(SPARE_FACTOR * self._footprint.bytes(len(self.targets), points))
 
     def probe(self, images: Images) -> dict[str, int]:
         """Run the model on the first two images, find out what it is like, and return the channels of each layer.

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from codec_dist.cli.interruption import Interruption, orderly_interruption
 from codec_dist.cli.parser import build_parser, split_overrides
 from codec_dist.cli.streams import clean_streams
-from codec_dist.utils import CodecError
+from codec_dist.utils import CodecError, DiskFullError, full_disk
 
 OK, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 GOES_ON = "the same command goes on where it stopped"
@@ -50,6 +50,8 @@ def _run(words: list[str], debug: bool, interruption: Interruption) -> int:
     except (CodecError, OSError) as error:
         return _fail(f"error: {_words(error)}", BAD_INPUT, debug)
     except Exception as error:  # noqa: BLE001  the last resort: a line instead of a screenful
+        if full_disk(error) is not None:
+            return _fail(f"error: {_words(error)}", BAD_INPUT, debug)
         return _fail(f"internal error: {type(error).__name__}: {_words(error)} (--debug shows where)", FAILED, debug)
 
 
@@ -74,6 +76,9 @@ def _fail(line: str, code: int, debug: bool) -> int:
 
 
 def _words(error: BaseException) -> str:
+    if not isinstance(error, CodecError) and (reason := full_disk(error)) is not None:
+        path = getattr(error, "filename", None) or "a file of this command"
+        return str(DiskFullError(path, reason))
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,10 +1,21 @@
 """The sections of a config. The text under each field is also its help on the command line."""
 
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from codec_dist.utils import CodecError, without_credentials
 
@@ -21,6 +32,23 @@ Location = Annotated[str, PathField()]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _or_auto(kind: Any) -> Callable[[Any], Any]:
+    """Checks a number of this kind, or the word `auto`, such that a wrong value is one error and not one for each."""
+    adapter = TypeAdapter(kind)
+
+    def check(value: Any) -> Any:
+        try:
+            return value if value == "auto" else adapter.validate_python(value)
+        except ValidationError as error:
+            raise ValueError(f"{error.errors()[0]['msg']}, or `auto`") from error
+
+    return check
+
+
+AutoCount = Annotated[Literal["auto"] | Count, BeforeValidator(_or_auto(Count))]
+AutoSeconds = Annotated[Literal["auto"] | Positive, BeforeValidator(_or_auto(Positive))]
 
 
 class Section(BaseModel):
@@ -154,8 +182,9 @@ class AttributionSection(Section):
     """Store reduced activations beside the contributions."""
     gradients: bool = False
     """Store reduced gradients beside the contributions."""
-    microbatch: Count = 64
-    """Images that pass through the model at once."""
+    microbatch: AutoCount = "auto"
+    """Images that pass through the model at once; `auto`: chosen when the store is made, at most 64, from the memory
+    that an actor may use."""
     dtype: Literal["float32", "float64"] = "float32"
     """Type in which contributions are computed and stored."""
     autocast: Literal["bfloat16", "float16"] | None = None
@@ -200,8 +229,9 @@ class ClusterSection(Section):
     """Ranks of SAE training; default: one per GPU, or 2 where there is none."""
     attempts: Count = 3
     """How often a shard is tried before it is reported as failed, and a training whose worker dies before it ends."""
-    shard_timeout_seconds: Positive = 3600
-    """A shard that takes longer is given to another actor."""
+    shard_timeout_seconds: AutoSeconds = "auto"
+    """A shard that takes longer is given to another actor; `auto`: an hour until three shards are done, then ten times
+    as long as shards of its size took (the median), at least 5 minutes, and twice as long with each attempt."""
 
 
 class TrainingSettings(Section):

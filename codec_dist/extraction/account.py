@@ -1,6 +1,7 @@
 """The account of a run: what is done, dropped and failed, and where the time went; shown as it grows."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -38,6 +39,8 @@ class ExtractionSummary:
     """Attempts at shards that failed."""
     actors_lost: int = 0
     """Actors that died, hung or broke, and were replaced while there was work."""
+    causes: dict[str, int] = field(default_factory=dict)
+    """Why these were lost, in a few words, and how many for each cause."""
     decode_wait_fraction: float = 0.0
     """Part of the actors' time in which they waited for images."""
     compute_fraction: float = 0.0
@@ -84,7 +87,8 @@ class Account:
         self.progress: Progress | None = None
         self._limit, self._shards, self._tracker = max_bad_fraction, shards, tracker
         self._done_before = len(before)
-        self._done = self._images = self._retries = self._actors_lost = 0
+        self._done = self._images = self._retries = 0
+        self._lost: Counter[str] = Counter()
         self._actors: dict[int, _ActorAccount] = {}
         self._started = time.monotonic()
 
@@ -114,9 +118,11 @@ class Account:
         """Count an attempt at a shard that failed."""
         self._retries += 1
 
-    def actor_lost(self) -> None:
+    def actor_lost(self, cause: str) -> None:
         """Count an actor that died, hung or broke."""
-        self._actors_lost += 1
+        self._lost[cause] += 1
+        if self.progress is not None:
+            self.progress.advance(0, self._note())
 
     def check_bad(self) -> None:
         """Refuse to go on with more bad samples than the config allows."""
@@ -133,10 +139,12 @@ class Account:
         fractions = self._fractions() if self._actors else {}
         summary = ExtractionSummary(
             self._done, self._done_before, self.rows, len(self.dropped), failed, seconds, rate,
-            self._retries, self._actors_lost, **fractions,
+            self._retries, self._lost.total(), dict(self._lost), **fractions,
         )  # fmt: skip
         if self._tracker is not None:
-            self._tracker.summary({f"extract/{name}": value for name, value in vars(summary).items()})
+            numbers = {name: value for name, value in vars(summary).items() if name != "causes"}
+            numbers |= {f"actors_lost/{cause}": count for cause, count in self._lost.items()}
+            self._tracker.summary({f"extract/{name}": value for name, value in numbers.items()})
             if self._actors:
                 self._table_of_actors(self._tracker)
         return summary
@@ -150,8 +158,9 @@ class Account:
             f"write {times['write']:.0%}",
             f"idle {times['idle']:.0%}",
         ]
-        counts = {"dropped": len(self.dropped), "failed attempts": self._retries, "actors lost": self._actors_lost}
-        return ", ".join([*parts, *(f"{count:,} {name}" for name, count in counts.items() if count)])
+        counts = {"dropped": len(self.dropped), "failed attempts": self._retries}
+        lost = [f"{self._lost.total():,} actors lost ({spell_causes(self._lost)})"] if self._lost else []
+        return ", ".join([*parts, *(f"{count:,} {name}" for name, count in counts.items() if count), *lost])
 
     def _metrics(self, receipt: Receipt, images: int) -> dict[str, float]:
         actor = self._actors[receipt.actor]
@@ -163,7 +172,7 @@ class Account:
             "extract/shard_seconds": receipt.seconds,
             "extract/shard_images_per_second": images / max(receipt.seconds, 1e-9),
             "extract/failed_attempts": float(self._retries),
-            "extract/actors_lost": float(self._actors_lost),
+            "extract/actors_lost": float(self._lost.total()),
             **{f"extract/{name}": value for name, value in self._fractions().items()},
             # Which actor the shard was done by, and that actor's time so far.
             "extract/actor": float(receipt.actor),
@@ -184,3 +193,8 @@ class Account:
             for serial, each in sorted(self._actors.items())
         ]
         tracker.table("extract/actors", columns, rows)
+
+
+def spell_causes(causes: Mapping[str, int]) -> str:
+    """``2 killed for memory, 1 node gone``."""
+    return ", ".join(f"{count:,} {cause}" for cause, count in causes.items())

@@ -5,20 +5,37 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import ray
 
-from codec_dist.cluster_runtime import ActorSlots, actor_slots, worker_environment
+from codec_dist.cluster_runtime import (
+    MEMORY,
+    NODE,
+    UNREACHABLE,
+    ActorSlots,
+    Loss,
+    actor_slots,
+    current_node,
+    explain_loss,
+    node_is_alive,
+    worker_environment,
+)
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.extraction.plan import Plan
-from codec_dist.extraction.worker import Failure, Receipt, ShardTask, ShardWorker
+from codec_dist.extraction.timeouts import ShardTimeouts
+from codec_dist.extraction.worker import Failure, Receipt, ShardTask, ShardWorker, crash_file
 from codec_dist.shards import ShardInfo
+from codec_dist.utils import kernel_memory_kills
 
 IN_FLIGHT = 2
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_BETWEEN_COUNTS = 10.0
 SECONDS_BETWEEN_NOTICES = 60.0
+
+# Causes of lost actors beside those of :func:`explain_loss`.
+HUNG, BROKEN, NOT_STARTED = "hung", "unfit after an error", "could not start"
 
 
 @dataclass(frozen=True)
@@ -38,8 +55,8 @@ class Listener(Protocol):
     def attempt_failed(self) -> None:
         """An attempt at a shard has failed."""
 
-    def actor_lost(self) -> None:
-        """An actor has died, hung or broken, and is replaced if there is work."""
+    def actor_lost(self, cause: str) -> None:
+        """An actor has died, hung or broken, and is replaced if there is work; ``cause`` in a few words."""
 
 
 @dataclass(eq=False)
@@ -64,6 +81,8 @@ class _Actor:
     placing: "ray.ObjectRef | None"
     """Ends when the actor has its place and runs; None from then on."""
     placed_since: float | None = None
+    node: str | None = None
+    """Ray's name of its node, once it runs."""
     in_flight: "dict[ray.ObjectRef, _Pending]" = field(default_factory=dict)
     """In the order given; the actor computes the first."""
     given: int = 0
@@ -93,6 +112,10 @@ class Coordinator:
         self._plan, self._shards, self._listener, self._check = plan, shards, listener, check
         self._device = device
         self._cluster = plan.config.cluster
+        self._timeouts = ShardTimeouts(self._cluster.shard_timeout_seconds)
+        self._kills = kernel_memory_kills()
+        # Nodes of lost actors that could not be reached: whether these are gone is known some seconds later.
+        self._unreachable: list[str] = []
         self._queue: deque[_Pending] = deque()
         self._actors: list[_Actor] = []
         self._failed: list[FailedShard] = []
@@ -120,10 +143,12 @@ class Coordinator:
                 self._hand_out()
                 self._end_overdue()
                 self._collect()
+            self._tell_unreachable(last=True)
             return self._failed
         finally:
             for actor in self._actors:
                 ray.kill(actor.handle)
+                self._crash_file(actor).unlink(missing_ok=True)
             self._actors.clear()
 
     def _start_actors(self) -> None:
@@ -132,6 +157,7 @@ class Coordinator:
         if now >= self._next_count:
             self._slots = actor_slots(self._cluster, self._device, wait=self._any_started)
             self._next_count = now + SECONDS_BETWEEN_COUNTS
+            self._tell_unreachable()
         busy = sum(bool(actor.in_flight) for actor in self._actors)
         wanted = min(self._slots.count, busy + len(self._queue))
         limit = self._cluster.attempts * (self._slots.count if self._any_started else 1)
@@ -151,6 +177,8 @@ class Coordinator:
             max_concurrency=IN_FLIGHT,
             runtime_env={"env_vars": worker_environment(slots.num_cpus, slots.num_gpus)},
         )
+        # What a driver that was killed may have left would be taken for this actor's.
+        crash_file(self._plan, self._serial).unlink(missing_ok=True)
         handle = actor_class.remote(self._plan, bool(slots.num_gpus), self._serial)
         self._actors.append(_Actor(self._serial, handle, handle.prepare.remote(), handle.greet.remote()))
         self._serial += 1
@@ -201,23 +229,26 @@ class Coordinator:
             outcome = ray.get(reference)
         except ray.exceptions.RayError as error:
             # The actor, its node or its memory is gone; whatever it had is handed out again.
-            self._lose_actor(actor, f"its actor was lost ({type(error).__name__}): {_first_sentence(error)}")
+            self._lose_actor(actor, error)
             return
         if reference == actor.placing:
-            actor.placing, actor.placed_since = None, time.monotonic()
+            actor.placing, actor.placed_since, actor.node = None, time.monotonic(), outcome
         elif reference == actor.starting:
             actor.starting = None
             if isinstance(outcome, Failure):
-                self._end_actor(actor, outcome.reason, failed_to_start=True)
+                self._end_actor(actor, NOT_STARTED, outcome.reason, failed_to_start=True)
             else:
                 self._any_started = True
         else:
             self._settle_shard(actor, reference, outcome)
 
     def _settle_shard(self, actor: _Actor, reference: "ray.ObjectRef", outcome: Receipt | Failure) -> None:
-        if reference == next(iter(actor.in_flight)):
-            actor.head_since = time.monotonic()
+        is_first, now = reference == next(iter(actor.in_flight)), time.monotonic()
         pending = actor.in_flight.pop(reference)
+        if isinstance(outcome, Receipt) and is_first:
+            self._timeouts.finished(now - actor.head_since, self._shards[pending.number].samples)
+        if is_first:
+            actor.head_since = now
         if isinstance(outcome, Receipt):
             self._listener.enter(outcome)
             return
@@ -229,40 +260,72 @@ class Coordinator:
         self._count_failure(pending, actor, outcome.reason)
         if outcome.broken:
             # Such as a CUDA context that no kernel can use any more.
-            self._end_actor(actor, outcome.reason)
+            self._end_actor(actor, BROKEN, outcome.reason)
 
     def _end_overdue(self) -> None:
-        limit = self._cluster.shard_timeout_seconds
         now = time.monotonic()
         for actor in list(self._actors):
-            if actor.starting is not None and actor.placed_since is not None and now - actor.placed_since > limit:
-                reason = f"loading the model took longer than cluster.shard_timeout_seconds ({limit:g} s)"
-                self._end_actor(actor, reason, failed_to_start=True)
-            elif actor.in_flight and now - actor.head_since > limit:
-                # It computes the first; the one that waits is not to blame.
-                pending = actor.in_flight.pop(next(iter(actor.in_flight)))
-                reason = f"it took longer than cluster.shard_timeout_seconds ({limit:g} s)"
-                self._end_actor(actor, reason)
-                self._count_failure(pending, actor, reason)
+            if actor.starting is not None and actor.placed_since is not None:
+                if now - actor.placed_since > self._timeouts.to_start:
+                    reason = f"loading the model took longer than {self._limit_in_words(self._timeouts.to_start)}"
+                    self._end_actor(actor, NOT_STARTED, reason, failed_to_start=True)
+            elif actor.in_flight:
+                first = next(iter(actor.in_flight))
+                pending = actor.in_flight[first]
+                limit = self._timeouts.limit(self._shards[pending.number].samples, pending.attempts)
+                if now - actor.head_since > limit:
+                    # It computes the first; the one that waits is not to blame.
+                    del actor.in_flight[first]
+                    reason = f"it took longer than {self._limit_in_words(limit)}"
+                    self._end_actor(actor, HUNG, reason)
+                    self._count_failure(pending, actor, reason)
 
-    def _lose_actor(self, actor: _Actor, reason: str) -> None:
+    def _limit_in_words(self, limit: float) -> str:
+        chosen = ", chosen from the shards before" if self._cluster.shard_timeout_seconds == "auto" else ""
+        return f"cluster.shard_timeout_seconds ({limit:g} s{chosen})"
+
+    def _lose_actor(self, actor: _Actor, error: Exception) -> None:
         """Count the one shard of a lost actor as failed; of two, find out which it is by handing them out alone."""
+        is_here = actor.node is not None and actor.node == current_node()
+        loss = explain_loss(
+            error,
+            node=actor.node,
+            crash_file=self._crash_file(actor),
+            kills_before=self._kills if is_here else None,
+        )
+        self._kills = kernel_memory_kills()
+        reason = f"its actor was lost: {loss.text}{_remedy(loss)}"
         shards = list(actor.in_flight.values())
         if len(shards) == 1:
             actor.in_flight.clear()
             self._count_failure(shards[0], actor, reason)
         for pending in shards:
             pending.suspect = True
-        self._end_actor(actor, reason)
+        self._end_actor(actor, loss.cause, reason)
 
-    def _end_actor(self, actor: _Actor, reason: str, *, failed_to_start: bool = False) -> None:
+    def _end_actor(self, actor: _Actor, cause: str, reason: str, *, failed_to_start: bool = False) -> None:
         """End an actor; the shards that it still has are handed out again and do not count as failed."""
         ray.kill(actor.handle)
         self._actors.remove(actor)
-        self._listener.actor_lost()
+        self._crash_file(actor).unlink(missing_ok=True)
+        if cause == UNREACHABLE and actor.node is not None:
+            self._unreachable.append(actor.node)
+        else:
+            self._listener.actor_lost(cause)
         if failed_to_start or actor.starting is not None:
             self._failed_starts.append(reason)
         self._queue.extendleft(reversed(actor.in_flight.values()))
+
+    def _tell_unreachable(self, last: bool = False) -> None:
+        """Count lost actors that could not be reached once their nodes are known to be gone, or at the ``last``."""
+        for node in list(self._unreachable):
+            gone = not node_is_alive(node)
+            if gone or last:
+                self._unreachable.remove(node)
+                self._listener.actor_lost(NODE if gone else UNREACHABLE)
+
+    def _crash_file(self, actor: _Actor) -> Path:
+        return crash_file(self._plan, actor.serial)
 
     def _count_failure(self, pending: _Pending, actor: _Actor, reason: str) -> None:
         self._listener.attempt_failed()
@@ -286,6 +349,7 @@ class Coordinator:
             )
 
 
-def _first_sentence(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+def _remedy(loss: Loss) -> str:
+    if loss.cause != MEMORY:
+        return ""
+    return " (lower cluster.actors; for a new store, a lower attribution.microbatch or fewer layers help, too)"

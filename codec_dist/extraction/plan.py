@@ -29,6 +29,7 @@ from codec_dist.attribution import (
 from codec_dist.config import Choice, Config
 from codec_dist.extraction.batches import Dropped, make_batches
 from codec_dist.extraction.errors import ExtractionError
+from codec_dist.extraction.sizing import LARGEST_MICROBATCH, ActorNeeds, measure_needs
 from codec_dist.models import LoadedModel, load_model
 from codec_dist.shards import Decoded, ShardIndex, ShardInfo, configured_index, read_shard, split_seed
 from codec_dist.store import ContributionStore, create_store, store_exists
@@ -60,6 +61,10 @@ class Plan:
     targets: tuple[str, ...]
     identity: Mapping[str, Any]
     """All that the stored numbers depend on."""
+    microbatch: int
+    """Images that pass through the model at once; where the config leaves that to measuring, the most that may."""
+    needs: Mapping[str, ActorNeeds]
+    """What an actor takes of its node's memory on a CPU (``cpu``) and on a GPU (``cuda``)."""
     optimizations: Optimizations = field(default_factory=Optimizations)
     """What makes the model faster and leaves its numbers as they are, found out by the engine's self-check."""
     steps: int | None = None
@@ -105,6 +110,8 @@ def make_plan(config: Config) -> tuple[Plan, tuple[ShardInfo, ...]]:
         targets=tuple(target.name for target in attributor.targets),
         identity=_identity(config, index, loaded, attributor),
         optimizations=attributor.optimizations,
+        microbatch=attributor.microbatch or LARGEST_MICROBATCH,
+        needs=measure_needs(config, index.shards, loaded, attributor, _known_steps(config)),
     )
     if plan.store_exists:
         # Another identity is refused here, before Ray starts.
@@ -145,6 +152,7 @@ def build_attributor(
     config: Config,
     loaded: LoadedModel,
     *,
+    microbatch: int | None = None,
     steps: int | None = None,
     statistics: DataStatistics | None = None,
     optimizations: Optimizations | None = None,
@@ -154,7 +162,8 @@ def build_attributor(
     Args:
         config: the whole config.
         loaded: the model.
-        steps: in place of steps that the config leaves to measuring; without, one step (for a trial).
+        microbatch: where the config leaves it to measuring; without, all images of a call at once (for a trial).
+        steps: where the config leaves them to measuring; without, one step (for a trial).
         statistics: of the data set, where the target or the baseline needs it; without, made up (for a trial).
         optimizations: those that fit the model; without, the engine finds them out.
     """
@@ -174,7 +183,7 @@ def build_attributor(
         targets,
         activations=section.activations,
         gradients=section.gradients,
-        microbatch=section.microbatch,
+        microbatch=microbatch if section.microbatch == "auto" else section.microbatch,
         # On a CPU other batches may give other last bits, and the fault is passing: another actor tries again.
         halve=next(loaded.module.parameters()).is_cuda and not section.deterministic,
         fold_batchnorm=section.fold_batchnorm,
@@ -200,6 +209,12 @@ def uses_automatic_steps(config: Config) -> bool:
     """Whether the number of steps is left to measuring."""
     method = METHODS.build(config.attribution.method.name, config.attribution.method.options)
     return isinstance(method, IntegratedGradients) and method.steps == "auto"
+
+
+def _known_steps(config: Config) -> int | None:
+    """Steps of the path, at least 1; None where they are chosen by measuring."""
+    steps = getattr(METHODS.build(config.attribution.method.name, config.attribution.method.options), "steps", 1)
+    return None if steps == "auto" else int(steps)
 
 
 def _made_up_statistics(loaded: LoadedModel) -> DataStatistics:

@@ -1,4 +1,4 @@
-"""What is chosen by measuring, once per store: device, optimisations, statistics of the data set, number of steps."""
+"""What is chosen by measuring, once per store: device, optimisations, microbatch, statistics of the data, steps."""
 
 import sys
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from codec_dist.cluster_runtime import cluster_device, map_fold
 from codec_dist.config import Config
 from codec_dist.extraction.batches import Batch, Dropped, make_batches
 from codec_dist.extraction.errors import ExtractionError
+from codec_dist.extraction.microbatch import settle_microbatch
 from codec_dist.extraction.plan import (
     Plan,
     build_attributor,
@@ -26,7 +27,7 @@ from codec_dist.extraction.plan import (
 )
 from codec_dist.models import LoadedModel, load_model
 from codec_dist.shards import ShardInfo, configured_index, configured_split, read_shard
-from codec_dist.utils import Progress, hash_file, write_bytes_atomically
+from codec_dist.utils import Progress, available_memory, hash_file, write_bytes_atomically
 
 # Images on which the number of steps is chosen.
 PROBE_IMAGES = 32
@@ -50,6 +51,7 @@ def settle(plan: Plan, shards: Sequence[ShardInfo]) -> tuple[Plan, str]:
     settings = open_store(plan, shards) if plan.store_exists else None
     device = _settle_device(plan, settings)
     plan = replace(plan, optimizations=_resolve_optimizations(plan, shards, settings, device))
+    plan, sizes = settle_microbatch(plan, settings, device)
     if needs_statistics(plan.config):
         plan = replace(plan, statistics=_settle_statistics(plan, shards, settings))
     if uses_automatic_steps(plan.config):
@@ -59,7 +61,7 @@ def settle(plan: Plan, shards: Sequence[ShardInfo]) -> tuple[Plan, str]:
     if settings is None:
         hashes = {} if plan.statistics is None else {"statistics": hash_file(plan.statistics)}
         found = {"device": device, "optimizations": asdict(plan.optimizations)}
-        open_store(plan, shards, {**found, **hashes, **measured})
+        open_store(plan, shards, {**found, **sizes, **hashes, **measured})
     return plan, device
 
 
@@ -132,6 +134,7 @@ class ShardStatistics:
 
     config: Config
     location: str
+    microbatch: int
     keys: dict[str, frozenset[str]]
 
     def __call__(self, info: ShardInfo) -> "PartialStatistics":
@@ -148,8 +151,7 @@ class ShardStatistics:
             classes=loaded.classes,
             keys=self.keys[info.name],
         )
-        size = self.config.attribution.microbatch
-        batches = make_batches(samples, loaded.preprocessing, size, dropped.append, labelled=False)
+        batches = make_batches(samples, loaded.preprocessing, self.microbatch, dropped.append, labelled=False)
         first = next(batches, None)
         if first is None:
             return PartialStatistics(None)
@@ -202,7 +204,7 @@ def _measure(plan: Plan, shards: Sequence[ShardInfo]) -> DataStatistics:
     with Progress("measure", len(shards), "shards") as progress:
         found = map_fold(
             shards,
-            ShardStatistics(config, plan.location, frozen),
+            ShardStatistics(config, plan.location, plan.microbatch, frozen),
             num_cpus=config.cluster.cpus_per_actor,
             progress=progress,
         )
@@ -220,7 +222,13 @@ def _measure(plan: Plan, shards: Sequence[ShardInfo]) -> DataStatistics:
 def _settle_steps(plan: Plan, shards: Sequence[ShardInfo], settings: Any) -> tuple[Plan, dict[str, Any]]:
     """The plan with the number of steps, and what to note in the store."""
     if settings is not None:
-        return replace(plan, steps=int(settings["steps"])), {}
+        steps = settings.get("steps")
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ExtractionError(
+                f"the store {plan.store} does not say with how many steps it was made ({steps!r}): restore it from a "
+                "copy, or remove it"
+            )
+        return replace(plan, steps=steps), {}
     choice = _choose(plan, shards)
     sys.stderr.write(
         f"extract: {choice.steps} steps chosen: the median relative residual of layer {choice.layer} is "
@@ -235,7 +243,15 @@ def _choose(plan: Plan, shards: Sequence[ShardInfo]) -> StepsChoice:
     pin_numerics(config, torch.device("cpu"))
     loaded = load_model(config.model, seed=config.run.seed)
     statistics = None if plan.statistics is None else DataStatistics.load(plan.statistics)
-    attributor = build_attributor(config, loaded, statistics=statistics, optimizations=plan.optimizations)
+    # Here, beside the actors' nodes, memory may be scarcer than there.
+    fits = plan.needs["cpu"].host.largest(available_memory() // 2)
+    attributor = build_attributor(
+        config,
+        loaded,
+        microbatch=min(plan.microbatch, fits),
+        statistics=statistics,
+        optimizations=plan.optimizations,
+    )
     batch = _probe_batch(plan, shards, loaded, needs_labels(attributor), PROBE_IMAGES)
     while True:
         try:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from codec_dist.attribution import AttributionResult, Attributor, DataStatistics, NotFiniteError, is_out_of_memory
+from codec_dist.cluster_runtime import current_node, record_crashes
 from codec_dist.extraction.batches import Batch, Dropped, make_batches, prefetched
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.extraction.plan import Plan, build_attributor, cause_of, needs_labels, pin_numerics
@@ -62,6 +64,11 @@ class Failure:
     """There is no space left for the store: no other shard can be done either."""
 
 
+def crash_file(plan: Plan, serial: int) -> Path:
+    """Where an actor leaves the signal that it crashes with, if its node sees the run's folder."""
+    return Path(plan.config.run.directory) / f".actor-{serial}.crash"
+
+
 class ShardWorker:
     """Does shards one at a time, and decodes the next one meanwhile.
 
@@ -76,8 +83,9 @@ class ShardWorker:
         self._turns = threading.Condition()
         self._free_since: float | None = None
 
-    def greet(self) -> None:
-        """Tell by returning that the actor has its place and runs."""
+    def greet(self) -> str:
+        """Tell by returning that the actor has its place and runs; on which node, by Ray's name."""
+        return current_node()
 
     def prepare(self) -> Failure | None:
         """Load the model; must be called once, first."""
@@ -100,6 +108,7 @@ class ShardWorker:
 
     def _load(self) -> None:
         keep_freed_memory()
+        record_crashes(crash_file(self._plan, self._serial))
         config = self._plan.config
         if self._on_gpu and not torch.cuda.is_available():
             raise ExtractionError(
@@ -119,6 +128,7 @@ class ShardWorker:
         self._attributor: Attributor = build_attributor(
             config,
             self._model,
+            microbatch=self._plan.microbatch,
             steps=self._plan.steps,
             statistics=statistics,
             optimizations=self._plan.optimizations,
@@ -139,7 +149,7 @@ class ShardWorker:
         batches = make_batches(
             samples,
             self._model.preprocessing,
-            self._plan.config.attribution.microbatch,
+            self._plan.microbatch,
             dropped.append,
             labelled=needs_labels(self._attributor),
             pin=self._on_gpu,

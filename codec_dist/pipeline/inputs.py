@@ -14,7 +14,7 @@ from codec_dist.pipeline.run_directory import RunDirectory
 from codec_dist.pipeline.selection import selected_saes
 from codec_dist.shards import configured_split
 from codec_dist.store import ContributionStore, stored_quantities
-from codec_dist.training import check_training
+from codec_dist.training import check_training, read_left_out
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class StageInputs:
     """Layer key → quantities with an SAE that later stages use; None: training is yet to come."""
     split: Path | None = None
     """The run's split.parquet; None: it is not written yet, or is another config's."""
+    left_out: frozenset[tuple[str, str]] = frozenset()
+    """Layers and quantities whose SAEs could not be trained."""
 
     @cached_property
     def saes(self) -> Mapping[str, Collection[str]]:
@@ -65,4 +67,6 @@ def present_inputs(config: Config, run: RunDirectory, split: Path | None, *, tra
         StoreError: a store that cannot be read.
     """
     store = ContributionStore(run.store)
-    return StageInputs(config, store.layers, store.quantities, selected_saes(run) if trained else None, split)
+    left_out = frozenset((one.layer, one.quantity) for one in read_left_out(run.sae)) if trained else frozenset()
+    selected = selected_saes(run) if trained else None
+    return StageInputs(config, store.layers, store.quantities, selected, split, left_out)

@@ -82,7 +82,14 @@ def check_interventions(inputs: StageInputs) -> None:
         PipelineError: with the nearest names.
     """
     settings, trained = inputs.config.interventions, inputs.selected is not None
-    matching_saes(inputs.saes, settings.layers, settings.quantities, "interventions", trained_yet=trained)
+    matching_saes(
+        inputs.saes,
+        settings.layers,
+        settings.quantities,
+        "interventions",
+        left_out=inputs.left_out,
+        trained_yet=trained,
+    )
 
 
 def intervene(context: StageContext) -> dict[str, Any]:

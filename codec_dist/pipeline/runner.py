@@ -17,7 +17,7 @@ from codec_dist.pipeline.stages import STAGES, check_choices
 from codec_dist.shards import ShardInfo
 from codec_dist.store import samples_version
 from codec_dist.tracking import Tracker
-from codec_dist.utils import CodecError, hash_json
+from codec_dist.utils import CodecError, hash_json, naming_full_disk
 
 Planned = tuple[Plan, tuple[ShardInfo, ...]]
 
@@ -50,7 +50,9 @@ def run_stages(config: Config, names: Sequence[str] | None = None) -> list[Stage
     with contextlib.ExitStack() as resources:
         context = StageContext(config, run, None, functools.partial(current_stages, config, run), resources, planned)
         for stage in asked:
-            records.append(_run_stage(stage, context))
+            # What is written by libraries of others names no file, or nothing at all.
+            with naming_full_disk(run.path, own=True):
+                records.append(_run_stage(stage, context))
     _save_config(config, run)
     return records
 

@@ -1,5 +1,6 @@
 """Which layers and SAEs a stage works on, and which mode stands for a class."""
 
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -11,6 +12,7 @@ from codec_dist.modes import LayerModes
 from codec_dist.pipeline.errors import PipelineError
 from codec_dist.pipeline.run_directory import RunDirectory
 from codec_dist.sae import SparseAutoencoder
+from codec_dist.training import read_left_out
 from codec_dist.utils import read_json, suggestion
 
 
@@ -25,11 +27,18 @@ def chosen_saes(
 ) -> list[tuple[str, str, Path]]:
     """The selected SAEs that a section of the config asks for, as (layer, quantity, folder).
 
+    What training left out is left out here, too; a line tells.
+
     Raises:
         PipelineError: as from :func:`matching_saes`.
     """
     selected = selected_saes(run)
-    found = matching_saes(selected, layers, quantities, setting)
+    left_out = {(one.layer, one.quantity): one.reason for one in read_left_out(run.sae)}
+    found = matching_saes(selected, layers, quantities, setting, left_out=left_out)
+    for (layer, quantity), reason in left_out.items():
+        asked = quantity in quantities and any(_matches(layer, pattern) for pattern in layers)
+        if asked and quantity not in selected.get(layer, {}):
+            sys.stderr.write(f"{setting}: {layer}, {quantity} has no SAE and is left out: {reason}\n")
     return [(layer, quantity, run.sae / selected[layer][quantity]) for layer, quantity in found]
 
 
@@ -39,6 +48,7 @@ def matching_saes(
     quantities: Sequence[str],
     setting: str,
     *,
+    left_out: Collection[tuple[str, str]] = (),
     trained_yet: bool = True,
 ) -> list[tuple[str, str]]:
     """The (layer, quantity) with an SAE whose layer matches a name or glob.
@@ -48,16 +58,18 @@ def matching_saes(
         layers: names of layers, or globs over them.
         quantities: names of quantities.
         setting: the section of the config that asks.
+        left_out: what could not be trained: it may be asked for, and is not found.
         trained_yet: whether the SAEs exist, for the message.
 
     Raises:
         PipelineError: a pattern that no layer matches, a quantity without SAEs, or one with both signs side by side.
     """
     none = f"no SAE {'was' if trained_yet else 'will be'} trained for"
+    known = [*selected, *(layer for layer, _ in left_out)]
     for pattern in layers:
-        if not any(_matches(layer, pattern) for layer in selected):
-            raise PipelineError(f"{setting}.layers: {none} {pattern!r}: {suggestion(pattern, selected)}")
-    trained = {quantity for saes in selected.values() for quantity in saes}
+        if not any(_matches(layer, pattern) for layer in known):
+            raise PipelineError(f"{setting}.layers: {none} {pattern!r}: {suggestion(pattern, known)}")
+    trained = {quantity for saes in selected.values() for quantity in saes} | {quantity for _, quantity in left_out}
     for quantity in quantities:
         if quantity.endswith("-both"):
             raise PipelineError(

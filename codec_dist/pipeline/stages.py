@@ -22,7 +22,7 @@ from codec_dist.pipeline.visualizing import check_visualization, visualize
 from codec_dist.report import build_report
 from codec_dist.sae import ARCHITECTURES
 from codec_dist.store import ContributionStore, Ledger, samples_version, store_exists, verify_store
-from codec_dist.training import check_parts, expand_grid, train_saes
+from codec_dist.training import check_parts, expand_grid, read_left_out, train_saes
 from codec_dist.utils import hash_file, read_json, suggestion, write_json_atomically
 
 # Wide enough for any option, and never allocated.
@@ -60,7 +60,8 @@ def stages_of_command(command: str) -> list[str]:
 
 def _extract(context: StageContext) -> dict[str, Any]:
     summary = extract(context.config, context.tracker, session=context.ray, planned=context.planned)
-    return {"samples": summary.samples, "dropped": summary.dropped}
+    lost = {f"actors lost ({cause})": count for cause, count in summary.causes.items()}
+    return {"samples": summary.samples, "dropped": summary.dropped, **lost}
 
 
 def _train(context: StageContext) -> dict[str, Any]:
@@ -80,7 +81,8 @@ def _train(context: StageContext) -> dict[str, Any]:
         )
     folders = [sae.folder.relative_to(run.sae).as_posix() for sae in trained]
     write_json_atomically(run.sae / "trained.json", folders)
-    return {"SAEs": len(trained)}
+    left_out = len(read_left_out(run.sae))
+    return {"SAEs": len(trained), **({"left out": left_out} if left_out else {})}
 
 
 def _check_training(inputs: StageInputs) -> None:

@@ -29,7 +29,14 @@ def check_visualization(inputs: StageInputs) -> None:
         PipelineError: with the nearest names.
     """
     settings, trained = inputs.config.visualization, inputs.selected is not None
-    matching_saes(inputs.saes, settings.layers, settings.quantities, "visualization", trained_yet=trained)
+    matching_saes(
+        inputs.saes,
+        settings.layers,
+        settings.quantities,
+        "visualization",
+        left_out=inputs.left_out,
+        trained_yet=trained,
+    )
 
 
 def visualize(context: StageContext) -> dict[str, Any]:

@@ -106,6 +106,9 @@ class RunData:
     nulls: Sequence[Row] = ()
     """Statistics of the causal tests beside those of random channels."""
 
+    without_sae: Sequence[Row] = ()
+    """SAEs that could not be trained: layer, quantity, architecture, reason."""
+
     @property
     def unlabelled(self) -> bool:
         """Whether it is known that no image of *evaluate* has a label, so that nothing about classes is defined."""
@@ -190,6 +193,7 @@ def read_run(
         left_out=frozenset(there - shown),
         criterion=selection.get("criterion", {}),
         nulls=table("intervene", "interventions/nulls.parquet"),
+        without_sae=_read_left_out(directory / "sae") if "train" in shown else [],
         reasons={(row["layer"], row["quantity"]): row["reason"] for row in selection.get("choices", [])},
     )
 
@@ -212,6 +216,16 @@ def _read_selection(folder: Path) -> dict[str, Any]:
     except (AttributeError, TypeError, KeyError) as error:
         raise ReportError(f"{folder / 'selection.json'} tells of no choice: run `codec-dist train` again") from error
     return dict(selection)
+
+
+def _read_left_out(folder: Path) -> list[Row]:
+    """left_out.json: what training left out, and why; nothing where there is no such file."""
+    rows = _read_json(folder / "left_out.json", [])
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and {"layer", "quantity", "architecture", "reason"} <= row.keys() for row in rows
+    ):
+        raise ReportError(f"{folder / 'left_out.json'} lists no SAEs: run `codec-dist train` again")
+    return rows
 
 
 def _read_saes(folder: Path, selection: Mapping[str, Any]) -> list[SaeFacts]:

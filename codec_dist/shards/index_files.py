@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from codec_dist.shards.errors import ShardError
@@ -47,7 +48,7 @@ def read_shards(place: Location, stem: str) -> tuple[tuple[ShardInfo, ...], dict
         return None
     table = _parse(content, place.path(file))
     metadata = _metadata(table)
-    if metadata.get("format") != FORMAT_VERSION or not set(SHARDS_SCHEMA.names) <= set(table.column_names):
+    if metadata.get("format") != FORMAT_VERSION or not _has_shards(table):
         raise ShardError(f"{place.path(file)} is not an index of shards that this version reads: {how_to_index(place)}")
     known = [name for name in (*SHARDS_SCHEMA.names, FAULTS.name) if name in table.column_names]
     return tuple(_shard(row) for row in table.select(known).to_pylist()), metadata
@@ -88,6 +89,16 @@ def _row(shard: ShardInfo) -> dict[str, Any]:
 def _shard(row: dict[str, Any]) -> ShardInfo:
     faults = tuple((fault["position"], fault["reason"]) for fault in row.pop("faults", None) or ())
     return ShardInfo(**row, faults=faults)
+
+
+def _has_shards(table: pa.Table) -> bool:
+    """Whether a table has the columns of shards, of their types, and in them values that shards can have."""
+    if [table.column_names.count(name) for name in SHARDS_SCHEMA.names] != [1] * len(SHARDS_SCHEMA):
+        return False
+    found = table.select(SHARDS_SCHEMA.names)
+    if found.schema.remove_metadata() != SHARDS_SCHEMA or any(column.null_count for column in found.columns):
+        return False
+    return all((pc.min(found[name]).as_py() or 0) >= 0 for name in ("samples", "bytes"))
 
 
 def _serialise(table: pa.Table, metadata: dict[str, str]) -> bytes:

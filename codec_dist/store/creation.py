@@ -10,6 +10,7 @@ from codec_dist.store.errors import StoreError
 from codec_dist.store.layout import ARRAYS, DTYPES, GROUP, Layout, plain_json, read_layout
 from codec_dist.store.ledger import marker_numbers
 from codec_dist.store.place import Place, open_place
+from codec_dist.utils import naming_full_disk
 
 SHOWN_DIFFERENCES = 6
 ABSENT = object()
@@ -59,7 +60,8 @@ def create_store(
     try:
         if layout.place.size(GROUP) is None:
             _check_no_remains(layout)
-            layout.place.publish(ARRAYS, group_files(layout), first="zarr.json")
+            with naming_full_disk(layout.place.text):
+                layout.place.publish(ARRAYS, group_files(layout), first="zarr.json")
         found = read_layout(layout.place)
         _check_same_identity(found, layout)
         add_missing_metadata(found)

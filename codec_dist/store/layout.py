@@ -182,18 +182,67 @@ def read_layout(location: str | Path | Place) -> Layout:
             f"the store {place} has format version {kind.get('version')}, this version reads {FORMAT_VERSION}: "
             "use the version of codec_dist that wrote it, or extract anew"
         )
-    return Layout(
+    try:
+        return _layout_of(place, attributes)
+    except (KeyError, TypeError, ValueError, StoreError) as error:
+        found = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise StoreError(
+            f"the attributes of the store {place} are damaged ({found}): put back {GROUP} from a copy of the store, or "
+            "remove the store and extract again"
+        ) from error
+
+
+def _layout_of(place: Place, attributes: dict[str, Any]) -> Layout:
+    """The layout that attributes describe.
+
+    Raises:
+        KeyError: a field is missing.
+        ValueError, StoreError: a field has values that no store has, or does not fit the others.
+    """
+    layers, shards = attributes["layers"], attributes["shards"]
+    sharding, settings = attributes["sharding"], attributes["settings"]
+    _require("layers", layers, _are_counts(layers, least=1) and layers)
+    _require("shards", shards, _are_counts(shards, least=0) and shards)
+    for name in ("targets", "quantities"):
+        texts = attributes[name]
+        _require(name, texts, isinstance(texts, list) and all(isinstance(text, str) for text in texts))
+    _require("dtype", attributes["dtype"], attributes["dtype"] in DTYPES)
+    _require("compression", attributes["compression"], isinstance(attributes["compression"], str))
+    _require("sharding", sharding, sharding is None or (type(sharding) is int and sharding >= 1))
+    _require("settings", settings, isinstance(settings, dict))
+    _require("identity", attributes["identity"], isinstance(attributes["identity"], dict))
+    layout = Layout(
         place=place,
         identity=attributes["identity"],
-        layers=dict(attributes["layers"]),
+        layers=dict(layers),
         targets=tuple(attributes["targets"]),
         requested=tuple(attributes["quantities"]),
-        shards=tuple((name, samples) for name, samples in attributes["shards"]),
+        shards=tuple((name, samples) for name, samples in shards),
         dtype=attributes["dtype"],
-        settings=attributes["settings"],
+        settings=settings,
         compression=attributes["compression"],
-        sharding=attributes["sharding"],
+        sharding=sharding,
     )
+    _require("identity_hash", attributes["identity_hash"], attributes["identity_hash"] == layout.identity_hash)
+    _require("block_rows", attributes["block_rows"], attributes["block_rows"] == layout.block_rows)
+    assert layout.quantities  # raises where names are unknown
+    return layout
+
+
+def _are_counts(pairs: Any, least: int) -> bool:
+    """Whether this is a list of different names with whole numbers."""
+    return (
+        isinstance(pairs, list)
+        and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+        and all(isinstance(name, str) and type(count) is int and count >= least for name, count in pairs)
+        and len({name for name, _ in pairs}) == len(pairs)
+    )
+
+
+def _require(field: str, value: Any, right: object) -> None:
+    if not right:
+        text = ascii(value)
+        raise ValueError(f"{field} is {text if len(text) <= 60 else text[:60] + '…'}")
 
 
 def store_exists(location: str | Path | Place) -> bool:
@@ -247,7 +296,9 @@ def _read_attributes(place: Place) -> dict[str, Any]:
         if (metadata["zarr_format"], metadata["node_type"]) == (3, "group") and isinstance(attributes, dict):
             return attributes
         cause: Exception | None = None
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        cause = error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         cause = error
     except OSError as error:
         raise _unreachable(place, error) from error

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from codec_dist.store.errors import StoreError
 from codec_dist.store.layout import SAMPLES, Layout, read_layout
 from codec_dist.store.ledger import Marker, read_markers
 from codec_dist.store.place import Place
+from codec_dist.utils import naming_full_disk
 
 REQUIRED = {
     "key": pa.string(),
@@ -45,7 +47,7 @@ def finish_store(path: str | Path | Place) -> None:
             f"first {pending[0]}; run `codec-dist extract` again"
         )
     try:
-        with layout.place.writing(SAMPLES) as file:
+        with naming_full_disk(f"{layout.place}/{SAMPLES}"), layout.place.writing(SAMPLES) as file:
             _write_all(file, shard_tables(layout, markers))
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
@@ -56,7 +58,7 @@ def read_samples(layout: Layout, markers: dict[int, Marker]) -> pa.Table:
     """Samples of the shards in ``markers``, in order."""
     if len(markers) == len(layout.shards) and layout.place.size(SAMPLES) is not None:
         table = read_merged(layout)
-        if len(table) == sum(marker.rows for marker in markers.values()):
+        if table_fault(layout, markers, table) is None:
             return table
     tables = list(shard_tables(layout, markers))
     return pa.concat_tables(tables) if tables else _empty_table()
@@ -166,11 +168,33 @@ def _read_checked(layout: Layout, number: int, marker: Marker) -> pa.Table | str
         found = join_checksums([checksum(content)])
         if found != marker.samples:
             return f"found {found} in {name}, the marker says {marker.samples}"
-        return _parse(content)
+        table = _parse(content)
+        return table_fault(layout, {number: marker}, table) or table
     except FileNotFoundError:
         return f"found no file {name}"
     except (OSError, pa.ArrowException) as error:
         return f"cannot read {name}: {' '.join(str(error).split())}"
+
+
+def table_fault(layout: Layout, markers: dict[int, Marker], table: pa.Table) -> str | None:
+    """What is wrong with the columns or rows of a table of the samples of these shards; None: nothing."""
+    expected = {"shard": pa.string(), **REQUIRED, "row": pa.int64()}
+    for name, kind in expected.items():
+        found = [table.schema.field(place).type for place in table.schema.get_all_field_indices(name)]
+        if found != [kind]:
+            return f"its column {name!r} is {' and '.join(map(str, found)) or 'missing'}, expected {kind}"
+    rows = [marker.rows for marker in markers.values()]
+    if len(table) != sum(rows):
+        return f"has {len(table):,} rows where the markers have {sum(rows):,}"
+    starts = [layout.block_start(number) for number in markers]
+    places = np.concatenate([start + np.arange(count) for start, count in zip(starts, rows)] or [np.arange(0)])
+    if table["row"].null_count or not np.array_equal(table["row"].to_numpy(), places):
+        return "its row numbers are not those of the shards' blocks"
+    names = pa.array([marker.shard for marker in markers.values()], pa.string())
+    shards = names.take(pa.array(np.repeat(np.arange(len(rows)), rows)))
+    if not table["shard"].equals(pa.chunked_array([shards])) or table["key"].null_count:
+        return "its shards or keys are not those of the markers"
+    return None
 
 
 def _parse(content: bytes) -> pa.Table:

@@ -17,7 +17,7 @@ from codec_dist.store.layout import ARRAYS, GROUP, SAMPLES, Layout, read_layout
 from codec_dist.store.lease import LEASE_FILES
 from codec_dist.store.ledger import Marker, load_marker, marker_numbers
 from codec_dist.store.place import PARTIAL, Place
-from codec_dist.store.samples import finish_store, read_merged, samples_fault, shard_tables
+from codec_dist.store.samples import finish_store, read_merged, samples_fault, shard_tables, table_fault
 
 
 def verify_store(
@@ -149,11 +149,11 @@ class _Look:
         except StoreError as error:
             yield Fault("table", SAMPLES, str(error).partition(";")[0])
             return
-        start, rows = 0, sum(marker.rows for marker in self.markers.values())
-        if not self._full or len(merged) != rows:
-            if len(merged) != rows:
-                yield Fault("table", SAMPLES, f"has {len(merged):,} rows where the markers have {rows:,}")
+        wrong = table_fault(self._layout, self.markers, merged)
+        if wrong is not None or not self._full:
+            yield from [Fault("table", SAMPLES, wrong)] if wrong is not None else []
             return
+        start = 0
         for table in shard_tables(self._layout, self.markers):
             if not merged.slice(start, len(table)).equals(table):
                 yield Fault("table", SAMPLES, f"differs from the tables of the shards from row {start:,}")

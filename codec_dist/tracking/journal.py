@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from codec_dist.tracking.errors import TrackingError
-from codec_dist.utils import without_credentials
+from codec_dist.utils import naming_full_disk, without_credentials
 
 
 class MetricsJournal:
@@ -28,7 +28,8 @@ class MetricsJournal:
         self.path = path
         self._lock = threading.Lock()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            with naming_full_disk(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         except OSError as error:
             raise TrackingError(f"cannot write metrics to {path}: {error.strerror or error}") from error
@@ -40,7 +41,8 @@ class MetricsJournal:
         """Append ``entry`` as one line, with the time in front; NaN and infinities become null.
 
         Raises:
-            TrackingError: the journal is closed, or the disk is full.
+            TrackingError: the journal is closed.
+            DiskFullError: the disk is full.
             TypeError: the entry holds something that JSON cannot.
         """
         line = json.dumps(finite({"time": round(time.time(), 3), **entry}), ensure_ascii=False, allow_nan=False)
@@ -66,8 +68,9 @@ class MetricsJournal:
             if self._descriptor is None:
                 raise TrackingError(f"cannot write metrics to {self.path}: it is closed already")
             try:
-                while line:
-                    line = line[os.write(self._descriptor, line) :]
+                with naming_full_disk(self.path):
+                    while line:
+                        line = line[os.write(self._descriptor, line) :]
             except OSError as error:
                 raise TrackingError(f"cannot write metrics to {self.path}: {error.strerror or error}") from error
 

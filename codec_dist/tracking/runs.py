@@ -19,7 +19,7 @@ from codec_dist.tracking.errors import TrackingError
 from codec_dist.tracking.journal import finite, read_metrics
 from codec_dist.tracking.offline import wait_until_complete
 from codec_dist.tracking.wandb_environment import SWEEP_STAGE, generate_id, sweep_environment, wandb_environment
-from codec_dist.utils import environment, identifier, without_credentials
+from codec_dist.utils import environment, identifier, naming_full_disk, without_credentials
 
 SECONDS_TO_FLUSH = 20.0
 LONGEST_TITLE = 128
@@ -53,7 +53,8 @@ class WandbRun:
         self._defined: set[str] = set()
         self._cleanup = ExitStack()
         try:
-            (directory / "wandb").mkdir(parents=True, exist_ok=True)
+            with naming_full_disk(directory / "wandb"):
+                (directory / "wandb").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TrackingError(f"cannot write to {directory / 'wandb'}: {error.strerror or error}") from error
         try:

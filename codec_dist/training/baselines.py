@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from codec_dist.sae import FittedAutoencoder, build
+from codec_dist.sae import FittedAutoencoder, SaeError, build
 from codec_dist.training.bundles import Cohort
 from codec_dist.training.evaluation import evaluate
 from codec_dist.training.finishing import save_finished, sign_of
+from codec_dist.training.left_out import LeftOut
 from codec_dist.training.logbook import Logbook
 from codec_dist.training.notes import Note
 from codec_dist.training.parts import Parts
@@ -29,11 +30,15 @@ def fit_baselines(
     ranks: Ranks,
     logbook: Logbook | Spool | None,
     advance: Callable[[int], None],
-) -> None:
+) -> list[LeftOut]:
     """Fit each of a cohort on rank 0, send it to the others, and evaluate it together.
 
     ``rows`` are those that the ranks share out; ``whole`` are the same, none left to other ranks.
+
+    Returns:
+        Those that cannot be fitted to these rows; the same on every rank.
     """
+    left_out = []
     for job in cohort.jobs:
         started = time.monotonic()
         sae = build(job.architecture, job.options, job.channels, seed=job.derived_seed("weights"))
@@ -42,11 +47,20 @@ def fit_baselines(
         sae.sign = sign_of(job.quantity)
         calibration = rows.calibration()
         sae.calibrate(calibration.rows, calibration.scale, calibration.deviations)
+        reason = None
         if ranks.rank == 0:
-            sae.fit(_batches(whole, ranks.alone(), task.seed))
-        sae.load_state_dict(ranks.from_first({name: value.cpu() for name, value in sae.state_dict().items()}))
-        _finish(task, job, sae, rows, parts, ranks, logbook, started)
+            try:
+                sae.fit(_batches(whole, ranks.alone(), task.seed))
+            except (SaeError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+                reason = f"{job.label} cannot be fitted: {' '.join(str(error).split())}"
+        reason, state = ranks.from_first((reason, {name: value.cpu() for name, value in sae.state_dict().items()}))
+        if reason is None:
+            sae.load_state_dict(state)
+            _finish(task, job, sae, rows, parts, ranks, logbook, started)
+        else:
+            left_out.append(LeftOut.of(job, reason))
         advance(1)
+    return left_out
 
 
 def _batches(rows: LayerRows, alone: Ranks, seed: int) -> Iterator[Tensor]:

@@ -15,6 +15,7 @@ from codec_dist.training.bundles import Bundle, Cohort, Key
 from codec_dist.training.errors import TrainingError
 from codec_dist.training.evaluation import Evaluation, evaluate, mean_losses
 from codec_dist.training.finishing import save_finished, sign_of
+from codec_dist.training.left_out import LeftOut
 from codec_dist.training.lockstep import Lockstep
 from codec_dist.training.logbook import Logbook
 from codec_dist.training.notes import Note
@@ -66,6 +67,8 @@ class BundleTraining:
         # Ranks that divide dictionaries see the same rows, so each evaluates by itself.
         self._sharers = ranks.alone() if self._settings.divide else ranks
         self._epoch = bundle.cohorts[0].first_epoch
+        self.left_out: list[LeftOut] = []
+        """SAEs that diverged; the same on every rank."""
         self._fit_rows = rows[bundle.jobs[0].key].fit_rows
         self._started = time.monotonic()
         # Of the last epoch, evaluations left out.
@@ -80,8 +83,7 @@ class BundleTraining:
     def run(self, advance: Callable[[int], None]) -> None:
         """Train to the end and save; ``advance`` is told of every SAE epoch.
 
-        Raises:
-            TrainingError: a loss that is not finite.
+        An SAE whose loss or weights are not finite is left out, and the others go on.
         """
         with _tensor_floats(self._settings.precision == "tf32"):
             while self._members:
@@ -91,13 +93,9 @@ class BundleTraining:
                 members = len(self._members)
                 leaving = [member for member in self._members if self._is_over(member)]
                 looked_at = [member for member in self._members if member in leaving or self._is_looked_at(member)]
-                skipped = sum(member.job.epochs - self._epoch for member in leaving)
                 if looked_at:
-                    saes = self._lockstep.saes()
-                    found = self._evaluate(looked_at, saes)
-                    if leaving:
-                        self._part_with(leaving, found, saes)
-                    del saes
+                    leaving = self._look_at(looked_at, leaving)
+                skipped = sum(member.job.epochs - self._epoch for member in leaving)
                 self._save_resume_states(leaving)
                 advance(members + skipped)
         if self._ranks.rank == 0:
@@ -228,11 +226,22 @@ class BundleTraining:
 
     # ---- looking and saving
 
+    def _look_at(self, looked_at: Sequence[_Member], leaving: Sequence[_Member]) -> list[_Member]:
+        """Evaluate, save those that are done, leave out those that diverged; returns all that are gone."""
+        saes = self._lockstep.saes()
+        self._take_losses()
+        diverged = [member for member, sae in zip(self._members, saes, strict=True) if not _is_finite(member, sae)]
+        self.left_out += [LeftOut.of(member.job, self._divergence(member)) for member in diverged]
+        done = [member for member in leaving if member not in diverged]
+        found = self._evaluate([member for member in looked_at if member not in diverged], saes)
+        if done or diverged:
+            self._part_with(done, diverged, found, saes)
+        return [*done, *diverged]
+
     def _evaluate(self, members: Sequence[_Member], saes: Sequence[TrainedAutoencoder]) -> dict[_Member, Evaluation]:
         """Evaluate ``members`` on the select part, write histories and log; ``saes`` are those of all members."""
-        self._take_losses()
-        for member, sae in zip(self._members, saes, strict=True):
-            self._check_finite(member, sae)
+        if not members:
+            return {}
         found = dict(zip(members, self._evaluations(members, saes, "select"), strict=True))
         notes = []
         for member, evaluation in found.items():
@@ -253,23 +262,22 @@ class BundleTraining:
             member.loss += loss
             member.rows += rows
 
-    def _check_finite(self, member: _Member, sae: TrainedAutoencoder) -> None:
-        loss = member.loss / member.rows
-        if not (math.isfinite(loss) and all(weights.isfinite().all() for weights in sae.parameters())):
-            raise TrainingError(
-                f"{member.job.label} diverged by epoch {self._epoch} (loss {loss:g}): "
-                f"lower its learning_rate ({member.job.settings.learning_rate:g})"
-            )
+    def _divergence(self, member: _Member) -> str:
+        return (
+            f"{member.job.label} diverged by epoch {self._epoch} (loss {member.loss / member.rows:g}): "
+            f"lower its learning_rate ({member.job.settings.learning_rate:g})"
+        )
 
     def _part_with(
         self,
         leaving: Sequence[_Member],
+        diverged: Sequence[_Member],
         selected: Mapping[_Member, Evaluation],
         saes: Sequence[TrainedAutoencoder],
     ) -> None:
-        """Save those that are done, and arrange the rest anew."""
+        """Save those that are done, and arrange the rest again."""
         states = self._lockstep.states()
-        evaluated = self._evaluations(leaving, saes, "evaluate")
+        evaluated = self._evaluations(leaving, saes, "evaluate") if leaving else []
         by_member = dict(zip(self._members, saes, strict=True))
         for member, evaluation in zip(leaving, evaluated, strict=True):
             if self._ranks.rank == 0:
@@ -283,7 +291,7 @@ class BundleTraining:
                 save_finished(self._task, member.job, by_member[member], self._parts, *results)
         # Its memory is needed by the next one.
         del self._lockstep
-        pairs = [pair for pair in zip(self._members, states, strict=True) if pair[0] not in leaving]
+        pairs = [pair for pair in zip(self._members, states, strict=True) if pair[0] not in [*leaving, *diverged]]
         self._members = [member for member, _ in pairs]
         if self._members:
             self._arrange([by_member[member] for member in self._members], [state for _, state in pairs])
@@ -336,6 +344,10 @@ class BundleTraining:
 
     def _seconds(self, member: _Member) -> float:
         return round(member.seconds_before + time.monotonic() - self._started, 3)
+
+
+def _is_finite(member: _Member, sae: TrainedAutoencoder) -> bool:
+    return math.isfinite(member.loss) and all(bool(weights.isfinite().all()) for weights in sae.parameters())
 
 
 def _member(job: SaeJob, cohort: Cohort, state: ResumeState | None) -> _Member:

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from codec_dist.store import ContributionStore
+from codec_dist.store import ContributionStore, StoreError
 from codec_dist.tracking import Tracker
 from codec_dist.training.baselines import fit_baselines
 from codec_dist.training.bundle_training import BundleTraining
 from codec_dist.training.bundles import Bundle, Cohort, Key, hand_out, make_bundles, make_cohorts
-from codec_dist.training.errors import TrainingError
+from codec_dist.training.errors import TrainingError, UnfitRowsError
+from codec_dist.training.left_out import LeftOut, write_left_out
 from codec_dist.training.logbook import Logbook
 from codec_dist.training.memory import bytes_for_rows
 from codec_dist.training.parts import Parts, read_parts
@@ -46,18 +47,34 @@ def train_on_rank(task: TrainingTask, ranks: Ranks, after_bundle: Callable[[], N
     budget = task.bytes_for_rows if task.bytes_for_rows is not None else bytes_for_rows(ranks)
     if not task.spread:
         with _logbook(task, ranks, cohorts) as logbook:
-            _Work(task, store, parts, ranks, budget).train(cohorts, logbook, after_bundle)
+            work = _Work(task, store, parts, ranks, budget)
+            work.train(cohorts, logbook, after_bundle)
+        _account_for(task, ranks, [(work.left_out, work.damage)])
         return
     mine = hand_out(cohorts, ranks.size, of=len({job.key for job in task.jobs}))[ranks.rank]
     with _logbook(task, ranks, cohorts) as logbook:
         teller = logbook or Spool(task.scratch, ranks.rank)
         hear = partial(replay, task.scratch, logbook) if logbook else _nothing
         try:
-            _Work(task, store, parts, ranks.alone(), budget).train(mine, teller, hear)
-            ranks.gather(None)  # until all are done
+            work = _Work(task, store, parts, ranks.alone(), budget)
+            work.train(mine, teller, hear)
+            outcomes = ranks.gather((work.left_out, work.damage))  # waits until all are done
         finally:
             hear()
         after_bundle()
+    _account_for(task, ranks, outcomes)
+
+
+def _account_for(task: TrainingTask, ranks: Ranks, outcomes: Sequence[tuple[list[LeftOut], list[str]]]) -> None:
+    """Note what was left out, by all ranks; an error where nothing is left, or where the store is damaged."""
+    left_out = [one for each, _ in outcomes for one in each]
+    damage = [text for _, each in outcomes for text in each]
+    if ranks.rank == 0:
+        write_left_out(task.scratch, left_out)
+    if damage:
+        raise StoreError(damage[0] + ("; all other SAEs were trained" if len(left_out) < len(task.jobs) else ""))
+    if len({one.folder for one in left_out}) == len(task.jobs):
+        raise TrainingError(f"no SAE could be trained: {left_out[0].reason}")
 
 
 @contextmanager
@@ -99,6 +116,10 @@ class _Work:
         self._task, self._store, self._parts, self._ranks = task, store, parts, ranks
         self._budget = bytes_for_rows
         self._rows: dict[tuple[Key, bool], LayerRows] = {}
+        self.left_out: list[LeftOut] = []
+        """SAEs that could not be trained; the same on all ranks that train together."""
+        self.damage: list[str] = []
+        """What could not be read of the store."""
 
     def train(
         self, cohorts: Sequence[Cohort], logbook: Logbook | Spool | None, after_bundle: Callable[[], None]
@@ -121,14 +142,25 @@ class _Work:
             after_bundle()
 
     def _train_bundle(self, bundle: Bundle, logbook: Logbook | Spool | None, advance: Callable[[int], None]) -> None:
-        first = bundle.cohorts[0]
-        self._make_room(bundle)
+        unfit = self._make_room(bundle)
+        for cohort in bundle.cohorts:
+            if (reason := unfit.get(cohort.key)) is not None:
+                self.left_out += [LeftOut.of(job, reason) for job in cohort.jobs]
+                advance(sum(job.epochs - cohort.first_epoch for job in cohort.jobs))
+        cohorts = tuple(cohort for cohort in bundle.cohorts if cohort.key not in unfit)
+        if not cohorts:
+            return
+        bundle, first = Bundle(cohorts, bundle.resident), cohorts[0]
         rows = {key: self._of(key, whole=first.divided) for key in bundle.keys}
         if first.fitted:
             source = rows[first.key] if bundle.resident else self._of(first.key, whole=True)
-            fit_baselines(self._task, first, rows[first.key], source, self._parts, self._ranks, logbook, advance)
+            self.left_out += fit_baselines(
+                self._task, first, rows[first.key], source, self._parts, self._ranks, logbook, advance
+            )
         else:
-            BundleTraining(self._task, bundle, rows, self._parts, self._ranks, logbook).run(advance)
+            training = BundleTraining(self._task, bundle, rows, self._parts, self._ranks, logbook)
+            training.run(advance)
+            self.left_out += training.left_out
 
     def _is_resident(self, cohort: Cohort, needed: int) -> bool:
         folder = self._task.directory / "sae" / cohort.jobs[0].rows_folder
@@ -147,17 +179,39 @@ class _Work:
             )
         return self._rows[key, whole]
 
-    def _make_room(self, bundle: Bundle) -> None:
-        """Load what the bundle needs; first unload the rest if both do not fit."""
+    def _make_room(self, bundle: Bundle) -> dict[Key, str]:
+        """Load what the bundle needs; first unload the rest if both do not fit. Returns what no SAE can use, and why.
+
+        All ranks that train together find the same.
+        """
         divided = bundle.cohorts[0].divided
-        needed = [self._of(key, whole=divided) for key in bundle.keys] if bundle.resident else []
+        needed = {key: self._of(key, whole=divided) for key in bundle.keys}
+        resident = list(needed.values()) if bundle.resident else []
         held = [one for one in self._rows.values() if one.resident]
-        if sum(one.bytes for one in {*held, *needed}) > self._budget or not bundle.resident:
+        if sum(one.bytes for one in {*held, *resident}) > self._budget or not bundle.resident:
             for one in held:
-                if one not in needed:
+                if one not in resident:
                     one.unload()
-        for one in needed:
-            one.load()
+        unfit = {}
+        for key, rows in needed.items():
+            found = self._ranks.gather(self._prepare(rows, bundle.resident))
+            if (reason := next(filter(None, found), None)) is not None:
+                rows.unload()
+                unfit[key] = reason
+        return unfit
+
+    def _prepare(self, rows: LayerRows, resident: bool) -> str | None:
+        """Load rows, or only look through them; why they cannot be used, if so."""
+        try:
+            if resident:
+                rows.load()
+            rows.calibration()
+        except UnfitRowsError as error:
+            return str(error)
+        except StoreError as error:
+            self.damage.append(str(error))
+            return str(error)
+        return None
 
 
 def _logbook(task: TrainingTask, ranks: Ranks, cohorts: Sequence[Cohort]) -> AbstractContextManager[Logbook | None]:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from codec_dist.store import ContributionStore
-from codec_dist.training.errors import TrainingError
+from codec_dist.training.errors import UnfitRowsError
 from codec_dist.training.mixing import mixed_batches, permutation, send
 from codec_dist.training.parts import Parts
 from codec_dist.training.ranks import Ranks
@@ -92,7 +92,7 @@ class LayerRows:
         """Hold all rows in memory, on the rank's device; does nothing the second time.
 
         Raises:
-            TrainingError: a value that is NaN or infinite, or rows that are all equal.
+            UnfitRowsError: a value that is NaN or infinite, or rows that are all equal.
         """
         if not self._resident:
             self._scan(keep=True)
@@ -105,7 +105,7 @@ class LayerRows:
         """Scale and first rows, from one pass over the fit rows (the same bits resident or streamed).
 
         Raises:
-            TrainingError: a value that is NaN or infinite, or rows that are all equal.
+            UnfitRowsError: a value that is NaN or infinite, or rows that are all equal.
         """
         if self._calibration is None:
             self._scan(keep=False)
@@ -176,10 +176,11 @@ class LayerRows:
                     samples.append(values[-seen % stride :: stride].clone().to(self._ranks.device))
                     seen += len(values)
         scale, deviations = spread.deviations()
-        if not scale > 0:
-            raise TrainingError(
-                f"{self._layer}, {self._quantity}: all values of the {self.fit_rows} fit rows are equal, so there is "
-                "nothing to decompose; leave it out of sae.groups"
+        if not scale >= torch.finfo(self._dtype).tiny:
+            found = f"differ by {scale:.1g}, too little for {self._dtype}" if scale > 0 else "are equal"
+            raise UnfitRowsError(
+                f"{self._layer}, {self._quantity}: all values of the {self.fit_rows} fit rows {found}, so there is "
+                "nothing to decompose"
             )
         self._calibration = Calibration(scale, deviations.to(self._ranks.device), torch.cat(samples))
         self._resident = kept
@@ -197,7 +198,7 @@ class LayerRows:
     def _refuse_values(self, rows: np.ndarray, values: Tensor) -> None:
         row, channel = (~values.isfinite()).nonzero()[0].tolist()
         sample = self._store.samples.slice(int(rows[row]), 1).to_pylist()[0]
-        raise TrainingError(
+        raise UnfitRowsError(
             f"{self._layer}, {self._quantity}: in {self._dtype}, sample {sample['shard']}/{sample['key']} holds "
             f"{values[row, channel].item()} in channel {channel}: extract the store again without that sample"
         )

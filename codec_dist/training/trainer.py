@@ -16,11 +16,12 @@ import ray
 import torch
 import torch.distributed as dist
 
-from codec_dist.cluster_runtime import worker_environment
+from codec_dist.cluster_runtime import MEMORY, explain_loss, worker_environment
 from codec_dist.config import ClusterSection, SaeGroup, SaeSection, TrackingSection
 from codec_dist.store import ContributionStore
 from codec_dist.tracking import sweep_environment
 from codec_dist.training.errors import TrainingError
+from codec_dist.training.left_out import LeftOut, read_left_out, tell_left_out, write_left_out
 from codec_dist.training.parts import read_parts
 from codec_dist.training.plan import SaeJob, check_training, is_finished, plan_jobs
 from codec_dist.training.progress import read_progress
@@ -30,10 +31,22 @@ from codec_dist.training.resume import damaged_states, remove_ended_states
 from codec_dist.training.sae_runs import write_sae_runs
 from codec_dist.training.selection import select_saes
 from codec_dist.training.task import TrainingTask
-from codec_dist.utils import CodecError, Progress, absolute_location, read_json, write_json_atomically
+from codec_dist.utils import (
+    CodecError,
+    DiskFullError,
+    Progress,
+    absolute_location,
+    full_disk,
+    kernel_memory_kills,
+    naming_full_disk,
+    read_json,
+    write_json_atomically,
+)
 
 FAILURE_FILE = "failure.json"
 LOCK_FILE = ".train.lock"
+# What is set aside so that a rank that finds the disk full can still say so.
+RESERVE_FILE, RESERVE_BYTES = "reserve", 1 << 16
 SECONDS_BETWEEN_LOOKS = 0.5
 CPU_RANKS = 2
 
@@ -93,12 +106,13 @@ def train_saes(
             are streamed.
 
     Returns:
-        One entry per SAE, in the order of ``groups``.
+        One entry per SAE, in the order of ``groups``. What could not be trained (rows that are all equal or not
+        finite, a loss that diverged) is left out: a line tells, and ``directory/sae/left_out.json`` keeps the reasons.
 
     Raises:
         TrainingError: a store with missing shards, unknown layers or quantities, a grid of unknown names or no
-            members, an empty part, another SAE in a folder, workers that died too often, or a cluster without
-            room. StoreError, SaeError: as from those rooms.
+            members, an empty part, nothing that can be trained, another SAE in a folder, workers that died too often,
+            or a cluster without room. StoreError, SaeError: as from those packages.
         KeyboardInterrupt: Ctrl-C, after the ranks were ended.
     """
     store_path, split_path, directory = absolute_location(store_path), Path(split_path), Path(directory)
@@ -114,6 +128,7 @@ def train_saes(
     rows_folders = dict.fromkeys(directory / "sae" / job.rows_folder for job in jobs)
     for path in (path for folder in rows_folders for path in damaged_states(folder)):
         sys.stderr.write(f"train: the resume state {path} is damaged and not used: its SAEs start anew\n")
+    left_out: list[LeftOut] = []
     if len(finished) == len(jobs):
         for folder in rows_folders:
             remove_ended_states(folder, is_finished)
@@ -123,10 +138,14 @@ def train_saes(
             sae.evaluations, sae.checkpoints, tracking, correlation_threshold, dtype, cluster.cpus_per_actor,
             sae.spread == "bundles", bytes_for_rows,
         )  # fmt: skip
-        _train(task, cluster)
-    chosen = select_saes(directory / "sae", list(folders.values()), sae.selection)
-    write_sae_runs(directory, tracking, name, jobs, chosen)
-    return _collect(jobs, folders, finished, set(chosen.values()))
+        left_out = _train(task, cluster)
+        tell_left_out(left_out)
+    write_left_out(directory / "sae", left_out)
+    gone = {one.folder for one in left_out}
+    trained = [job for job in jobs if job.folder.as_posix() not in gone]
+    chosen = select_saes(directory / "sae", [folders[job] for job in trained], sae.selection)
+    write_sae_runs(directory, tracking, name, trained, chosen)
+    return _collect(trained, folders, finished, set(chosen.values()))
 
 
 def _check_complete(store: ContributionStore) -> None:
@@ -152,12 +171,14 @@ def _check_folder(job: SaeJob, folder: Path) -> None:
         )
 
 
-def _train(task: TrainingTask, cluster: ClusterSection) -> None:
+def _train(task: TrainingTask, cluster: ClusterSection) -> list[LeftOut]:
+    """Run Ray Train; returns what could not be trained."""
     # Here and below, not at the top: importing Ray Train takes seconds, which every command would pay.
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     ranks, with_gpus = _count_ranks(cluster)
+    kills_before = kernel_memory_kills()
     resources = {"CPU": task.threads} | ({"GPU": 1} if with_gpus else {})
     trainer = TorchTrainer(
         _rank_main,
@@ -168,13 +189,8 @@ def _train(task: TrainingTask, cluster: ClusterSection) -> None:
             name="ray",
             storage_path=str(task.scratch),
             failure_config=FailureConfig(max_failures=cluster.attempts - 1),
-            # Ray Train works in a thread; memory that a thread frees is kept if all share one arena.
             worker_runtime_env={
-                "env_vars": {
-                    **worker_environment(task.threads, int(with_gpus)),
-                    "MALLOC_ARENA_MAX": "1",
-                    **sweep_environment(),
-                }
+                "env_vars": {**worker_environment(task.threads, int(with_gpus)), **sweep_environment()}
             },
         ),
     )
@@ -183,9 +199,10 @@ def _train(task: TrainingTask, cluster: ClusterSection) -> None:
             with _progress(task), _interruptible():
                 trainer.fit()
         except TrainingFailedError as error:
-            raise _explain(task, ranks, error) from error
+            raise _explain(task, ranks, error, kills_before) from error
         if (message := _failure(task)) is not None:
             raise TrainingError(message)
+        return read_left_out(task.scratch)
 
 
 @contextmanager
@@ -202,7 +219,9 @@ def _scratch(task: TrainingTask) -> Iterator[None]:
         except OSError:
             sys.stderr.write(f"train: cannot lock {lock.name}: see to it that no other training is at work there\n")
         shutil.rmtree(task.scratch, ignore_errors=True)
-        task.scratch.mkdir()
+        with naming_full_disk(task.scratch):
+            task.scratch.mkdir()
+            (task.scratch / RESERVE_FILE).write_bytes(bytes(RESERVE_BYTES))
         try:
             yield
         finally:
@@ -222,8 +241,10 @@ def _rank_main(config: dict[str, Any]) -> None:
         return
     except CodecError as error:
         message = str(error)
-    # The user's to mend: no error for Ray, which would start all ranks again only to fail again. Ranks that
+    # The user's to repair: no error for Ray, which would start all ranks again only to fail again. Ranks that
     # did not meet the fault are freed from waiting for this one.
+    # Where the disk is full there is still this much.
+    (task.scratch / RESERVE_FILE).unlink(missing_ok=True)
     write_json_atomically(task.scratch / FAILURE_FILE, {"message": message})
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -316,13 +337,26 @@ def _failure(task: TrainingTask) -> str | None:
     return str(read_json(path)["message"]) if path.exists() else None
 
 
-def _explain(task: TrainingTask, ranks: int, error: Exception) -> TrainingError:
+def _explain(task: TrainingTask, ranks: int, error: Exception, kills_before: int | None) -> CodecError:
     if (message := _failure(task)) is not None:
         return TrainingError(message)
-    causes = [str(cause) for cause in getattr(error, "worker_failures", {}).values()] or [str(error)]
-    lines = [line.strip() for line in causes[0].splitlines() if line.strip()]
+    if (reason := full_disk(error)) is not None:
+        return DiskFullError(task.directory, reason)
+    causes: list[BaseException] = [*getattr(error, "worker_failures", {}).values()] or [error]
+    kept = "what was reached is kept, and the same command goes on from there"
+    losses = [explain_loss(cause, kills_before=kills_before) for cause in causes]
+    killed = next((loss for loss in losses if loss.cause == MEMORY), None)
+    if killed is not None:
+        return TrainingError(
+            f"a rank of training (of {ranks}) was lost: {killed.text}. Let fewer ranks share a node "
+            "(cluster.training_workers), train fewer SAEs at a time (smaller grids, fewer groups), or use nodes with "
+            f"more memory; {kept}"
+        )
+    if any(words in str(causes[0]) for words in ("died", "unavailable", "health check")):
+        return TrainingError(f"a rank of training (of {ranks}) was lost: {losses[0].text}; {kept}")
+    lines = [line.strip() for line in str(causes[0]).splitlines() if line.strip()]
     last_line = lines[-1] if lines else type(error).__name__
-    return TrainingError(f"training on {ranks} ranks failed: {last_line}; what was reached is kept, start it again")
+    return TrainingError(f"training on {ranks} ranks failed: {last_line}; {kept}")
 
 
 def _collect(

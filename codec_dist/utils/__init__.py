@@ -7,14 +7,17 @@ from codec_dist.utils.credentials import values_without_credentials, without_cre
 from codec_dist.utils.environment import environment
 from codec_dist.utils.errors import CodecError
 from codec_dist.utils.files import (
+    DiskFullError,
     absolute_location,
+    full_disk,
+    naming_full_disk,
     read_json,
     write_atomically,
     write_bytes_atomically,
     write_json_atomically,
 )
 from codec_dist.utils.hashing import hash_file, hash_json
-from codec_dist.utils.memory import keep_freed_memory
+from codec_dist.utils.memory import available_memory, keep_freed_memory, kernel_memory_kills
 from codec_dist.utils.names import escape_name, identifier, nearest_names, suggestion, unescape_name
 from codec_dist.utils.progress import Progress
 from codec_dist.utils.registry import Registry
@@ -23,16 +26,21 @@ from codec_dist.utils.tables import read_tables
 
 __all__ = [
     "CodecError",
+    "DiskFullError",
     "Progress",
     "Registry",
     "absolute_location",
+    "available_memory",
     "derive_seed",
     "environment",
     "escape_name",
+    "full_disk",
     "hash_file",
     "hash_json",
     "identifier",
     "keep_freed_memory",
+    "kernel_memory_kills",
+    "naming_full_disk",
     "nearest_names",
     "read_json",
     "read_tables",

@@ -1,6 +1,7 @@
 """The demo's classifier, which some images kill: as a fault in a native library would."""
 
 import os
+import signal
 
 from torch import Tensor
 
@@ -15,7 +16,7 @@ class DeadlyClassifier(DigitsClassifier):
 
     def forward(self, images: Tensor) -> Tensor:
         if (images.flatten(1) > DEADLY).all(dim=1).any():
-            os._exit(1)
+            os.kill(os.getpid(), signal.SIGSEGV)
         return super().forward(images)
 
 

@@ -31,7 +31,7 @@ def test_time_of_each_actor_is_divided_and_told(tmp_path: Path, capsys: pytest.C
         account.progress = progress
         account.enter(_receipt(0, 0, TimeSplit(decode_wait=1, compute=3, write=2)))
         account.attempt_failed()
-        account.actor_lost()
+        account.actor_lost("killed for memory")
         account.enter(_receipt(1, 1, TimeSplit(decode_wait=0, compute=4, write=1, idle=4), dropped=1))
         account.enter(_receipt(2, 0, TimeSplit(decode_wait=1, compute=2, write=2, idle=1)))
         summary = account.summary(failed=1, seconds=10)
@@ -44,7 +44,8 @@ def test_time_of_each_actor_is_divided_and_told(tmp_path: Path, capsys: pytest.C
     assert summary.write_fraction == pytest.approx(5 / 16)
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "3 of 4 shards, compute 56%, decode wait 12%, write 31%, idle 31%" in line
-    assert line.endswith("1 dropped, 1 failed attempts, 1 actors lost")
+    assert line.endswith("1 dropped, 1 failed attempts, 1 actors lost (1 killed for memory)")
+    assert summary.causes == {"killed for memory": 1}
 
     entries = list(read_metrics(tmp_path / "metrics.jsonl"))
     points = [entry["metrics"] for entry in entries if "metrics" in entry]

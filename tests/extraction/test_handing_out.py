@@ -184,11 +184,13 @@ def test_shard_that_kills_its_actors_is_found_out_and_no_other_is_blamed(
     coordinator = Recorded(plan, infos, receipts, device)
     (failed,) = coordinator.run([first, deadly, *others])
     assert failed.name == infos[deadly].name
-    assert failed.reason.startswith("its actor was lost (ActorDiedError): ")
+    assert failed.reason.startswith("its actor was lost: it crashed: ")
+    assert "SIGSEGV" in failed.reason
     assert receipts.actors.keys() == {first, *others}
     assert [number for number, _ in coordinator.failures] == [deadly, deadly]
     # The first actor that died had another shard, too: neither counted as failed, and each was then given alone.
-    assert receipts.summary(1, 1.0).actors_lost == 3
+    assert receipts.summary(1, 1.0).causes == {"crashed": 3}
+    assert not list(Path(config.run.directory).glob("*.crash"))
     assert coordinator.beside_a_suspect == []
     assert coordinator.most_in_flight == 2
 

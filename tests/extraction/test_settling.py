@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import extraction_without_ray
 import numpy as np
 import pyarrow.compute as pc
 import pytest
@@ -20,9 +21,11 @@ from codec_dist.attribution import (
 from codec_dist.cluster_runtime import Session
 from codec_dist.config import Config
 from codec_dist.extraction import extract
+from codec_dist.extraction.plan import make_plan, open_store
+from codec_dist.extraction.settling import settle
 from codec_dist.models import load_model
 from codec_dist.shards import load_index, make_split, read_shard
-from codec_dist.store import ContributionStore
+from codec_dist.store import ContributionStore, StoreError
 from codec_dist.utils import derive_seed
 
 MakeConfig = Callable[..., Config]
@@ -119,3 +122,39 @@ def test_a_tolerance_that_no_steps_reach_is_refused_before_any_actor_starts(make
     with pytest.raises(AttributionError, match="with 256 steps the median relative residual"):
         extract(make_config(attribution={"layers": ["blocks.5"], "method": method, "microbatch": 8}))
     assert not (Path(make_config().run.directory) / "store").exists()
+
+
+def test_an_automatic_microbatch_is_chosen_once_and_kept_by_all_who_resume(
+    ray_cluster: Session, make_config_in: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    automatic = {"microbatch": "auto"}
+    config = make_config_in(tmp_path / "first", attribution=automatic)
+    plan, shards = make_plan(config)
+    settled, _ = settle(plan, shards)
+    # Of a small model on small images the most that may pass does fit.
+    assert settled.microbatch == ContributionStore(plan.store).settings["microbatch"] == 64
+    assert ContributionStore(plan.store).identity["attribution"]["microbatch"] == "auto"
+    assert "microbatch 64 chosen" in capsys.readouterr().err
+    settled, _ = settle(plan, shards)
+    assert settled.microbatch == 64
+    assert "chosen" not in capsys.readouterr().err
+
+    # A store that was begun where 3 images fitted.
+    config = make_config_in(tmp_path / "second", attribution=automatic)
+    plan, shards = make_plan(config)
+    open_store(plan, shards, {"device": "cpu", "microbatch": 3})
+    extract(config)
+    given = make_config_in(tmp_path / "third", attribution={"microbatch": 3})
+    assert ContributionStore(plan.store).digest() == extraction_without_ray.extract_here(given)
+
+    # One that was begun where more fitted than here: it keeps its number, and a line says so.
+    config = make_config_in(tmp_path / "fourth", attribution=automatic)
+    plan, shards = make_plan(config)
+    open_store(plan, shards, {"device": "cpu", "microbatch": 10**7})
+    capsys.readouterr()
+    assert settle(plan, shards)[0].microbatch == 10**7
+    assert "10000000" in capsys.readouterr().err
+
+    other = make_config_in(tmp_path / "first", attribution={"microbatch": 64})
+    with pytest.raises(StoreError, match=r"attribution\.microbatch: auto in the store, 64 asked"):
+        make_plan(other)

@@ -36,7 +36,7 @@ class Faulty:
 
 def _worker(make_config: MakeConfig, attributor: Faulty, location: str = "nowhere") -> ShardWorker:
     config = make_config()
-    plan = Plan(config, location, "nowhere", "", {}, (), (), ("top_1",), {})
+    plan = Plan(config, location, "nowhere", "", {}, (), (), ("top_1",), {}, microbatch=8, needs={})
     worker = ShardWorker(plan, on_gpu=False, serial=0)
     worker._attributor = attributor
     return worker

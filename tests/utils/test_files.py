@@ -1,10 +1,13 @@
 """Files are whole or absent, and names survive being file names."""
 
+import errno
 import json
 import os
+import pickle
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +16,14 @@ from hypothesis import strategies as st
 
 from codec_dist.utils import (
     CodecError,
+    DiskFullError,
     Registry,
     derive_seed,
     escape_name,
+    full_disk,
     hash_file,
     hash_json,
+    naming_full_disk,
     read_json,
     unescape_name,
     write_bytes_atomically,
@@ -132,3 +138,58 @@ def test_registry_refuses_with_the_reason(
 def test_registry_refuses_a_second_entry_of_one_name(shapes: Registry[_Shape]) -> None:
     with pytest.raises(CodecError, match="registered already"):
         shapes.register("polygon")(_Shape)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own of 64 KB."""
+    mounting = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(tmp_path)], capture_output=True)
+    if mounting.returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        yield tmp_path
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def test_a_full_disk_is_told_with_the_file_and_leaves_the_old_one(small_disk: Path) -> None:
+    path = small_disk / "values.json"
+    write_json_atomically(path, {"a": 1})
+    with pytest.raises(DiskFullError) as refused:
+        write_bytes_atomically(path, bytes(1 << 20))
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert read_json(path) == {"a": 1}
+    assert [each.name for each in small_disk.iterdir()] == ["values.json"]
+    assert str(pickle.loads(pickle.dumps(refused.value))) == str(refused.value)  # noqa: S301
+
+
+def test_a_limit_on_the_size_of_files_is_told_alike(tmp_path: Path) -> None:
+    program = (
+        "import resource, signal, sys\nfrom pathlib import Path\nfrom codec_dist.utils import write_bytes_atomically\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "write_bytes_atomically(Path(sys.argv[1]), bytes(2000))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, str(tmp_path / "file")], capture_output=True, text=True)
+    assert "DiskFullError" in ended.stderr.splitlines()[-1]
+    assert str(tmp_path / "file") in ended.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), True),
+        (OSError(errno.EACCES, "Permission denied"), False),
+        (ValueError("something else"), False),
+    ],
+)
+def test_full_disks_are_told_from_other_errors(error: Exception, full: bool) -> None:
+    assert (full_disk(error) is not None) == full
+    wrapped = RuntimeError("while saving")
+    wrapped.__cause__ = error
+    assert (full_disk(wrapped) is not None) == full
+    with pytest.raises(DiskFullError if full else type(error)), naming_full_disk("somewhere"):
+        raise error
