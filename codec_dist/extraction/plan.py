@@ -86,6 +86,8 @@ def make_plan(config: Config) -> tuple[Plan, tuple[ShardInfo, ...]]:
     """
     index = configured_index(config)
     loaded = load_model(config.model, seed=config.run.seed)
+    # Actors get what followed from the weights as settings.
+    config = config.model_copy(update={"model": loaded.section})
     attributor = build_attributor(config, loaded)
     _check_labels(index, loaded.classes, needs_labels(attributor), config.data.max_bad_fraction)
     trial = _try_one(config, index, loaded, attributor)
@@ -165,7 +167,7 @@ def build_attributor(
         gradients=section.gradients,
         microbatch=section.microbatch,
         # On a CPU other batches may give other last bits, and the fault is passing: another actor tries again.
-        halve=next(loaded.module.parameters()).is_cuda and not section.deterministic,
+        halve=any(parameter.is_cuda for parameter in loaded.module.parameters()) and not section.deterministic,
         fold_batchnorm=section.fold_batchnorm,
         channels_last=section.channels_last,
         autocast=section.autocast,
@@ -190,10 +192,10 @@ def uses_automatic_steps(config: Config) -> bool:
 
 def _made_up_statistics(loaded: LoadedModel) -> DataStatistics:
     """Statistics of the right shapes, with which one image can be tried before the data set is measured."""
-    preprocessing = loaded.preprocessing
-    image = torch.zeros(preprocessing.channels, preprocessing.size, preprocessing.size)
-    with torch.no_grad():
-        outputs = loaded.module(image[None].to(next(loaded.module.parameters()).dtype)).shape[1]
+    image = torch.zeros(loaded.preprocessing.shape)
+    outputs = loaded.classes
+    if outputs is None:
+        raise ExtractionError("the target or the baseline needs a model whose output is [batch, outputs]")
     return DataStatistics(1, image.double(), torch.zeros(outputs).double(), torch.eye(outputs).double())
 
 

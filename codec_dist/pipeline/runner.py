@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from codec_dist.config import Config, ConfigError, load_config, save_config
 from codec_dist.pipeline.errors import PipelineError
+from codec_dist.pipeline.images import load_run_model
 from codec_dist.pipeline.run_directory import RunDirectory, StageRecord
 from codec_dist.pipeline.stage import Stage, StageContext
 from codec_dist.pipeline.stages import STAGES, check_choices
@@ -35,6 +36,7 @@ def run_stages(config: Config, names: Sequence[str] | None = None) -> list[Stage
     """
     check_choices(config)
     run = RunDirectory(config.run.directory, config.store.location)
+    config = _with_model_settings(config, run, names)
     # A config that turns out to be refused must not take the place of the one that the run was made with.
     if not run.config.exists():
         _save_config(config, run)
@@ -46,6 +48,35 @@ def run_stages(config: Config, names: Sequence[str] | None = None) -> list[Stage
             records.append(_run_stage(stage, context))
     _save_config(config, run)
     return records
+
+
+def _with_model_settings(config: Config, run: RunDirectory, names: Sequence[str] | None) -> Config:
+    """The config with the preprocessing and the options that follow from the model's weights, which are said where
+    images are to be explained. A report can be made without the model.
+    """
+    stages = {stage.name for stage in STAGES} if names is None else set(names)
+    if stages <= {"prepare"}:
+        return config
+    try:
+        loaded = load_run_model(config)
+    except CodecError:
+        if not stages <= {"prepare", "report"}:
+            raise
+        return _with_saved_model(config, run)
+    if "extract" in stages:
+        for note in loaded.notes:
+            _say(f"model: {note}")
+    return config.model_copy(update={"model": loaded.section})
+
+
+def _with_saved_model(config: Config, run: RunDirectory) -> Config:
+    """The model's settings of the run's own config, where that was resolved from the same."""
+    try:
+        saved = load_config(run.config).model
+    except ConfigError:
+        return config
+    same = (saved.spec, saved.weights) == (config.model.spec, config.model.weights)
+    return config.model_copy(update={"model": saved}) if same and config.model.preprocessing is None else config
 
 
 def stage_fingerprint(stage: Stage, config: Config, run: RunDirectory) -> str:
