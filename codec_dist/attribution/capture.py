@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from codec_dist.attribution.errors import AttributionError, is_out_of_memory
-from codec_dist.models.errors import model_call
+from codec_dist.models import model_call
 from codec_dist.models.layers import LayerKey
 
 Edit = Callable[[Tensor], Tensor]

@@ -12,7 +12,7 @@ from codec_dist.attribution.capture import Capture
 from codec_dist.attribution.errors import AttributionError, is_out_of_memory
 from codec_dist.attribution.outputs import checked_output, widened
 from codec_dist.attribution.targets import Target
-from codec_dist.models.errors import model_call
+from codec_dist.models import model_call
 from codec_dist.models.layers import LayerKey
 
 # Gradients of float16 networks are computed of the target times this, so that small ones do not vanish.

@@ -1,9 +1,11 @@
 """The account of a run: what is done, dropped and failed, and where the time went; shown as it grows."""
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from codec_dist.extraction.agreement import NOTHING_EXPECTED, Agreement, Expectation, warnings_of
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.extraction.timing import TimeSplit
 from codec_dist.extraction.worker import Receipt
@@ -46,6 +48,10 @@ class ExtractionSummary:
     """Writing as a part of the actors' time; it goes on beside the other kinds."""
     idle_fraction: float = 0.0
     """Part between two shards."""
+    labelled: int = 0
+    """Images of the store that have a label."""
+    accuracy: float | None = None
+    """Fraction of these whose prediction is their label; None where there is none."""
 
 
 @dataclass
@@ -67,6 +73,8 @@ class Account:
         shards: by number.
         before: markers of the shards that were done before this run.
         tracker: gets a point for every finished shard.
+        agreement: labels and predictions of the shards that were done before.
+        expected: what is known of labels and predictions before any is seen.
     """
 
     def __init__(
@@ -75,6 +83,8 @@ class Account:
         shards: Sequence[ShardInfo],
         before: Mapping[int, Marker],
         tracker: Tracker | None,
+        agreement: Agreement | None = None,
+        expected: Expectation = NOTHING_EXPECTED,
     ) -> None:
         self.total = sum(shard.samples for shard in shards)
         self.rows = sum(marker.rows for marker in before.values())
@@ -87,6 +97,10 @@ class Account:
         self._done = self._images = self._retries = self._actors_lost = 0
         self._actors: dict[int, _ActorAccount] = {}
         self._started = time.monotonic()
+        self.agreement = agreement or Agreement()
+        self._expected = expected
+        self._next_look = 1
+        self._warned: set[str] = set()
 
     def enter(self, receipt: Receipt) -> None:
         """Count a finished shard.
@@ -100,6 +114,7 @@ class Account:
         self._images += images
         self.rows += receipt.rows
         self.dropped += [(shard, key, reason) for key, reason in receipt.dropped]
+        self.agreement.merge(receipt.agreement)
         actor = self._actors.setdefault(receipt.actor, _ActorAccount())
         actor.shards += 1
         actor.images += images
@@ -108,6 +123,7 @@ class Account:
             self.progress.advance(images, self._note())
         if self._tracker is not None:
             self._tracker.log(self._metrics(receipt, images), step=self._done_before + self._done, axis="shards")
+        self._look_at_labels()
         self.check_bad()
 
     def attempt_failed(self) -> None:
@@ -134,12 +150,34 @@ class Account:
         summary = ExtractionSummary(
             self._done, self._done_before, self.rows, len(self.dropped), failed, seconds, rate,
             self._retries, self._actors_lost, **fractions,
+            labelled=self.agreement.labelled, accuracy=self.agreement.accuracy,
         )  # fmt: skip
+        self._say_accuracy(warnings_of(self.agreement, self._expected))
         if self._tracker is not None:
-            self._tracker.summary({f"extract/{name}": value for name, value in vars(summary).items()})
+            values = {f"extract/{name}": value for name, value in vars(summary).items() if value is not None}
+            self._tracker.summary(values)
             if self._actors:
                 self._table_of_actors(self._tracker)
         return summary
+
+    def _look_at_labels(self) -> None:
+        """Say the accuracy after the first shard with labels, and what is suspicious as soon as it shows."""
+        if self.agreement.labelled < self._next_look:
+            return
+        first, self._next_look = not self._warned and self._next_look == 1, 2 * self.agreement.labelled
+        found = warnings_of(self.agreement, self._expected)
+        new = {kind: text for kind, text in found.items() if kind not in self._warned}
+        self._warned |= new.keys()
+        if first or new:
+            self._say_accuracy(new)
+
+    def _say_accuracy(self, warnings: Mapping[str, str]) -> None:
+        if self.agreement.labelled:
+            counted = f"{self.agreement.labelled:,} labelled image{'s' if self.agreement.labelled > 1 else ''}"
+            lines = [f"accuracy {100 * self.agreement.right / self.agreement.labelled:.1f} % on {counted}"]
+            for line in [*lines, *(f"warning: {text}" for text in warnings.values())]:
+                say = self.progress.say if self.progress is not None else _to_stderr
+                say(f"extract: {line}")
 
     def _note(self) -> str:
         times = self._times().fractions()
@@ -159,6 +197,7 @@ class Account:
         return {
             "extract/samples": float(self.rows),
             "extract/dropped": float(len(self.dropped)),
+            **({} if self.agreement.accuracy is None else {"extract/accuracy": self.agreement.accuracy}),
             "extract/images_per_second": self._images / (time.monotonic() - self._started),
             "extract/shard_seconds": receipt.seconds,
             "extract/shard_images_per_second": images / max(receipt.seconds, 1e-9),
@@ -184,3 +223,7 @@ class Account:
             for serial, each in sorted(self._actors.items())
         ]
         tracker.table("extract/actors", columns, rows)
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(line + "\n")

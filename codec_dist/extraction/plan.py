@@ -26,6 +26,7 @@ from codec_dist.attribution import (
     NotFiniteError,
 )
 from codec_dist.config import Choice, Config
+from codec_dist.extraction.agreement import NOTHING_EXPECTED, Expectation
 from codec_dist.extraction.batches import Dropped, make_batches
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.models import LoadedModel, load_model
@@ -63,6 +64,8 @@ class Plan:
     """Steps chosen by measuring, where the config leaves them to that."""
     statistics: Path | None = None
     """What was measured of the data set, where the target or the baseline needs that."""
+    expected: Expectation = NOTHING_EXPECTED
+    """What is known of labels and predictions."""
 
     @property
     def store_exists(self) -> bool:
@@ -102,11 +105,21 @@ def make_plan(config: Config) -> tuple[Plan, tuple[ShardInfo, ...]]:
         complete_layers=tuple(layer for layer, result in trial.items() if result.completeness is not None),
         targets=tuple(target.name for target in attributor.targets),
         identity=_identity(config, index, loaded, attributor),
+        expected=_expectation(config, index, loaded),
     )
     if plan.store_exists:
         # Another identity is refused here, before Ray starts.
         open_store(plan, index.shards)
     return plan, index.shards
+
+
+def _expectation(config: Config, index: ShardIndex, loaded: LoadedModel) -> Expectation:
+    classes = len(index.classes) if index.classes else None
+    if classes is None and config.data.limit is None:
+        classes = pc.count_distinct(index.samples()["label"], mode="only_valid").as_py() or None
+    # The weights of a function of the user's own are whatever it gives.
+    random = config.model.weights_kind == "none" and not config.model.spec.startswith("module:")
+    return Expectation(loaded.classes, classes, random)
 
 
 def open_store(plan: Plan, shards: Sequence[ShardInfo], settings: Mapping[str, Any] = {}) -> Mapping[str, Any]:

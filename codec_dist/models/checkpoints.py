@@ -33,6 +33,8 @@ FOREIGN = (
 )
 
 
+# How torch began its files before they were zip archives.
+OLD_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
 DAMAGED = "it is damaged, or no file of torch: get it again"
 
 
@@ -54,8 +56,6 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         return _read_safetensors(path)
     if what := _what_instead(path, head):
         raise _unreadable(path, what)
-    if path.suffix == ".safetensors" and not head.startswith((b"PK", b"\x80")):
-        return _read_safetensors(path)
     return _state_dict(_read_torch(path), path)
 
 
@@ -88,12 +88,11 @@ def _read_torch(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_plain_types()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # Not by its path, whose suffix torch would go by.
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        words = ESCAPES.sub("", str(error))
-        if not re.search("unsupported|GLOBAL|Can only", words, re.IGNORECASE):
-            raise _unreadable(path, DAMAGED) from error
-        named = re.findall(r"GLOBAL ([\w.]+)", words)
+        named = re.findall(r"GLOBAL ([\w.]+)", ESCAPES.sub("", str(error)))
         recipe = (
             f"python -c \"import torch; c = torch.load({str(path)!r}, weights_only=False, map_location='cpu'); "
             "torch.save(c.state_dict() if hasattr(c, 'state_dict') else c['state_dict'], 'weights.pth')\""
@@ -157,7 +156,9 @@ def _what_instead(path: Path, head: bytes) -> str | None:
         return "it is a git-annex pointer, not the file: run `git annex get`"
     if head.startswith(b"PK"):
         return _what_zip(path)
-    return "it is text" if _is_text(head) else None
+    if _is_text(head):
+        return "it is text"
+    return None if OLD_MAGIC in head[:32] else DAMAGED
 
 
 def _what_zip(path: Path) -> str | None:

@@ -57,7 +57,8 @@ def stages_of_command(command: str) -> list[str]:
 
 def _extract(context: StageContext) -> dict[str, Any]:
     summary = extract(context.config, context.tracker, session=context.ray)
-    return {"samples": summary.samples, "dropped": summary.dropped}
+    counts: dict[str, Any] = {"samples": summary.samples, "dropped": summary.dropped}
+    return counts if summary.accuracy is None else {**counts, "accuracy": round(summary.accuracy, 6)}
 
 
 def _train(context: StageContext) -> dict[str, Any]:
