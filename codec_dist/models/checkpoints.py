@@ -46,10 +46,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     Raises:
         ModelError: no such file, or none that holds plain tensors; what it is instead, and what to do.
     """
-    if path.is_dir():
-        raise ModelError(f"the weights {path} are a folder: give the file in it")
-    if not path.is_file():
-        raise ModelError(f"there is no weights file {path}: give a file, `default` or `none`")
+    require_file(path)
     with path.open("rb") as file:
         head = file.read(4096)
     if _is_safetensors(path, head):
@@ -57,6 +54,18 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if what := _what_instead(path, head):
         raise _unreadable(path, what)
     return _state_dict(_read_torch(path), path)
+
+
+def require_file(path: Path) -> None:
+    """Refuse a path at which there is no file.
+
+    Raises:
+        ModelError: there is nothing, or a folder.
+    """
+    if path.is_dir():
+        raise ModelError(f"the weights {path} are a folder: give the file in it")
+    if not path.is_file():
+        raise ModelError(f"there is no weights file {path}: give a file, `default` or `none`")
 
 
 def safetensors_metadata(path: Path) -> dict[str, str]:

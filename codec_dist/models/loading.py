@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from codec_dist.config import ModelSection
+from codec_dist.models.checkpoints import require_file
 from codec_dist.models.errors import ModelError, reason_of
 from codec_dist.models.preprocessing import Preprocessing
 from codec_dist.models.settings import beside_weights, example_line, from_settings, to_settings
@@ -49,11 +50,13 @@ def load_model(section: ModelSection, seed: int = 0) -> LoadedModel:
         ModelError: unknown model, missing library, weights that do not fit, no preprocessing, or an
             input size that the model refuses.
     """
+    file = Path(section.weights) if section.weights_kind == "file" else None
+    if file is not None:
+        require_file(file)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         source = build_source(section)
     _refuse_what_cannot_be_explained(source.module, section.spec)
-    file = Path(section.weights) if section.weights_kind == "file" else None
     notes = load_weights(source.module, file, section.spec) if file else ()
     preprocessing, origin = _find_preprocessing(section, source, file)
     module = _without_inference_tensors(source.module).cpu().eval().requires_grad_(False)

@@ -1,5 +1,6 @@
 """Where models come from: torchvision, timm, and functions of the user's own."""
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -64,36 +65,37 @@ def _from_torchvision(name: str, section: ModelSection) -> Source:
     elif section.weights_kind == "set":
         weights = choose(section.weights, sets, section.spec)
     module = _build(section.spec, lambda: models.get_model(name, weights=weights, **options))
-    recognised = None
-    if section.weights_kind == "file":
-        recognised = recognise(Path(section.weights), {each: each.url for each in sets.values()})
-        if hasattr(module, "transform_input") and "transform_input" not in options:
-            # Torchvision's builder sets it with the weights, which it does not get here.
-            module.transform_input = options["transform_input"] = _transforms_input(section, recognised is not None)  # type: ignore[assignment]
+
+    @functools.cache
+    def recognised() -> tuple[Any, str] | None:
+        return recognise(Path(section.weights), {each: each.url for each in sets.values()})
+
+    converts = hasattr(module, "transform_input") and "transform_input" not in options
+    if section.weights_kind == "file" and converts:
+        # Torchvision's builder sets it with the weights, which it does not get here.
+        if recognised() is None:
+            raise _unknown_conversion(section)
+        options["transform_input"] = module.transform_input = True  # type: ignore[assignment]
 
     def metadata() -> Metadata:
         if section.weights_kind == "file":
-            if recognised is None:
+            if (found := recognised()) is None:
                 return Metadata(None, "")
-            found, source = recognised[0], f"{recognised[0]}, recognised by {recognised[1]}"
-        elif not sets:
+            return Metadata(from_torchvision(found[0].transforms()), f"{found[0]}, recognised by {found[1]}")
+        if not sets:
             return Metadata(None, "")
-        else:
-            found = sets["DEFAULT"] if isinstance(weights, str | None) else weights
-            source = str(found)
-        return Metadata(from_torchvision(found.transforms()), source)
+        chosen = weights if section.weights_kind == "set" else sets["DEFAULT"]
+        return Metadata(from_torchvision(chosen.transforms()), str(chosen))
 
     return Source(module, metadata, options)
 
 
-def _transforms_input(section: ModelSection, published: bool) -> bool:
-    if not published:
-        raise ModelError(
-            f"{section.spec} with the weights {section.weights}: set model.options.transform_input to true if they "
-            "were fine-tuned from torchvision's (whose network converts its input so), to false if trained from "
-            "scratch; the file does not say it"
-        )
-    return True
+def _unknown_conversion(section: ModelSection) -> ModelError:
+    return ModelError(
+        f"{section.spec} with the weights {section.weights}: set model.options.transform_input to true if they were "
+        "fine-tuned from torchvision's (whose network converts its input so), to false if trained from scratch; the "
+        "file does not say it"
+    )
 
 
 def _from_timm(name: str, section: ModelSection) -> Source:
