@@ -65,7 +65,7 @@ def load_model(section: ModelSection, seed: int = 0) -> LoadedModel:
     resolved = section.model_copy(update={"options": dict(source.options)})
     if section.preprocessing is None:
         resolved = resolved.model_copy(update={"preprocessing": to_settings(preprocessing, origin)})
-    said = f"images are prepared as {origin} says: {preprocessing}"
+    said = f"preprocessing: {preprocessing} (from {origin})"
     return LoadedModel(module, preprocessing, fingerprint(module, architecture), classes, resolved, (*notes, said))
 
 

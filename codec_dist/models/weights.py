@@ -1,7 +1,7 @@
 """Weights from a file put into a model, and the fingerprint of a model."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from codec_dist.models.checkpoints import read_checkpoint
 from codec_dist.models.errors import ModelError
 from codec_dist.utils import hash_json
 
-# What wrappers put before every name: DataParallel, Lightning and others, torch.compile.
-PREFIXES = ("module.", "model.", "_orig_mod.")
+# What wrappers put before every name: DataParallel, torch.compile, modules of Lightning and other trainers.
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
 # The count of batches seen is absent from old files, and evaluation does not use it.
 UNUSED = "num_batches_tracked"
 
@@ -21,7 +21,7 @@ UNUSED = "num_batches_tracked"
 def load_weights(model: nn.Module, path: Path, name: str) -> tuple[str, ...]:
     """Fill ``model`` with the weights in ``path`` (safetensors, or a state dict saved by torch).
 
-    A prefix that all names in the file share is left out where the rest fits the model.
+    Prefixes of known wrappers that all names in the file share are left out where the rest are the model's names.
 
     Args:
         model: the model, changed in place.
@@ -78,33 +78,13 @@ def fingerprint(model: nn.Module, architecture: Mapping[str, Any]) -> str:
 
 
 def _without_prefix(found: dict[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """The names without the shared prefix that makes them fit, and the prefix.
-
-    Where none makes all of them fit, prefixes of known wrappers go if more names fit without them.
-    """
-    candidates = [("", found), *_stripped(found)]
-    for prefix, state in candidates:
-        if state.keys() <= expected.keys():
-            return prefix, state
-    known = [(prefix, state) for prefix, state in candidates if _is_known(prefix)]
-    return max(known, key=lambda candidate: len(candidate[1].keys() & expected.keys()))
-
-
-def _stripped(state: dict[str, Tensor]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The state without the first part of its names, without the first two, ... while all names share them."""
-    prefix = ""
-    while state:
-        first = next(iter(state)).partition(".")[0] + "."
-        if not all(name.startswith(first) and len(name) > len(first) for name in state):
-            return
-        prefix, state = prefix + first, {name.removeprefix(first): tensor for name, tensor in state.items()}
-        yield prefix, state
-
-
-def _is_known(prefix: str) -> bool:
-    while known := next((each for each in PREFIXES if prefix.startswith(each)), None):
-        prefix = prefix.removeprefix(known)
-    return not prefix
+    """The names without those shared prefixes with which most of them are the model's, and the prefixes."""
+    candidates = [("", found)]
+    prefix, state = candidates[0]
+    while known := next((each for each in PREFIXES if all(name.startswith(each) for name in state)), None):
+        prefix, state = prefix + known, {name.removeprefix(known): tensor for name, tensor in state.items()}
+        candidates.append((prefix, state))
+    return max(candidates, key=lambda candidate: len(candidate[1].keys() & expected.keys()))
 
 
 def _fits(given: Tensor, wanted: Tensor) -> bool:

@@ -65,7 +65,7 @@ def _with_model_settings(config: Config, run: RunDirectory, names: Sequence[str]
         return _with_saved_model(config, run)
     if "extract" in stages:
         for note in loaded.notes:
-            _say(f"model: {note}")
+            _say(f"extract: {note}")
     return config.model_copy(update={"model": loaded.section})
 
 

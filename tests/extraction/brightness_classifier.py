@@ -1,11 +1,15 @@
 """A network that knows without training what it is shown: the class of a picture is its brightness."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 
 class BrightnessClassifier(nn.Module):
     """Tells grey levels 0, 20, 40, ... apart: logits 2cm - c², highest for the level c nearest to the mean m."""
+
+    preprocessing: ClassVar = {"size": 8, "channels": 1, "mean": [0.0], "std": [1.0]}
 
     def __init__(self, outputs: int) -> None:
         super().__init__()

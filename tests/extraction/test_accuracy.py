@@ -35,7 +35,6 @@ def make(tmp_path: Path) -> Callable[..., Path]:
             "model": {
                 "spec": "module:brightness_classifier:brightness_classifier",
                 "options": {"outputs": outputs},
-                "preprocessing": {"size": 8, "channels": 1, "mean": [0.0], "std": [1.0]},
             },
             "attribution": {"layers": ["layer"], "method": {"name": "activation_gradient"}},
             "cluster": {"actors": 1},
@@ -48,9 +47,9 @@ def make(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
     lines = capsys.readouterr().err.splitlines()
-    return [line for line in lines if "accuracy " in line or "warning: " in line]
+    return [line for line in lines if any(word in line for word in words or ("accuracy ", "warning: "))]
 
 
 @pytest.mark.ray
@@ -102,3 +101,20 @@ def test_nothing_is_said_of_images_without_labels(
 ) -> None:
     assert main(["extract", str(make(lambda level: None, outputs=10, classes=10))]) == 0
     assert said(capsys) == []
+
+
+@pytest.mark.ray
+def test_preprocessing_that_follows_from_the_model_is_said_and_kept_in_the_runs_config(
+    make: Callable[..., Path], ray_cluster: object, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = make(lambda level: level, outputs=10, classes=10)
+    assert main(["extract", str(config)]) == 0
+    first, *_ = said(capsys, "extract: ")
+    assert "8 x 8" in first
+    assert "attribute `preprocessing` of BrightnessClassifier" in first
+    kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["model"]["preprocessing"]
+    assert (kept["size"], kept["channels"], kept["mean"], kept["std"]) == (8, 1, [0.0], [1.0])
+    assert "BrightnessClassifier" in kept["source"]
+    # The run's own config goes on with the same run.
+    assert main(["extract", str(tmp_path / "run" / "config.yaml")]) == 0
+    assert said(capsys, "done already")

@@ -89,6 +89,11 @@ def test_prefix_of_some_names_only_stays_and_the_fault_is_named(tmp_path: Path) 
     assert "unexpected module.3.weight" in refused(tmp_path / "weights.pth")
 
 
+def test_prefix_of_no_wrapper_stays(tmp_path: Path) -> None:
+    torch.save({f"other.{name}": tensor for name, tensor in filled().items()}, tmp_path / "weights.pth")
+    assert "unexpected other." in refused(tmp_path / "weights.pth")
+
+
 def test_prefix_goes_also_where_something_else_does_not_fit(tmp_path: Path) -> None:
     state = {f"module.{name}": tensor for name, tensor in filled().items()} | {"module.extra": torch.zeros(1)}
     torch.save(state, tmp_path / "weights.pth")
