@@ -5,7 +5,8 @@ from codec_dist.attribution.capture import Capture, Captured, borrowed, edited
 from codec_dist.attribution.cuts import find_cuts
 from codec_dist.attribution.data_statistics import DataStatistics
 from codec_dist.attribution.engine import Attributor
-from codec_dist.attribution.errors import AttributionError, NotFiniteError, is_out_of_memory
+from codec_dist.attribution.errors import AttributionError, NotFiniteError
+from codec_dist.attribution.memory import is_out_of_memory
 from codec_dist.attribution.methods import METHODS, ActivationGradient, IntegratedGradients, Method, SmoothGradient
 from codec_dist.attribution.reductions import Reduction, make_reduction
 from codec_dist.attribution.results import AttributionResult, LayerResult, relative_residual

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from codec_dist.attribution.errors import AttributionError, is_out_of_memory
+from codec_dist.attribution.errors import AttributionError
 from codec_dist.models import model_call
 from codec_dist.models.layers import LayerKey
 
@@ -162,7 +162,7 @@ class Capture:
         """The model's output; errors of its own code are one line, and ``images`` stay as they are."""
         given = images if self._input_intact else images.clone()
         version = given._version
-        with model_call(f"it computed images of {list(images.shape)}", passes=is_out_of_memory):
+        with model_call(f"it computed images of {list(images.shape)}"):
             output = self.model(given)
         if given._version == version:
             self._input_intact = True

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from codec_dist.attribution.batch import BatchTotals, LayerSettings, check_finite, explain
 from codec_dist.attribution.capture import Capture
 from codec_dist.attribution.cuts import find_cuts
-from codec_dist.attribution.errors import AttributionError, is_out_of_memory, require_whole
+from codec_dist.attribution.errors import AttributionError, require_whole
 from codec_dist.attribution.evaluation import Evaluation
 from codec_dist.attribution.folding import FoldPair, find_foldable, prepared, unwatched
 from codec_dist.attribution.fused import can_fuse
@@ -22,6 +22,7 @@ from codec_dist.attribution.memory import (
     affordable,
     check_budget,
     evenly,
+    is_out_of_memory,
     measure_image,
 )
 from codec_dist.attribution.methods import IntegratedGradients, Method

@@ -1,13 +1,8 @@
 """The errors of this room."""
 
-import errno
 from collections.abc import Sequence
 
-import torch
-
 from codec_dist.utils import CodecError
-
-ALLOCATION_FAILURES = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED", "out of memory")
 
 
 class AttributionError(CodecError):
@@ -35,12 +30,3 @@ class NotFiniteError(AttributionError):
     def __init__(self, message: str, samples: Sequence[int]) -> None:
         super().__init__(message)
         self.samples = tuple(samples)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the host had too little memory, or an error's cause is that."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
-        return True
-    # The CPU's allocator and the libraries of a GPU have no class of their own.
-    told = isinstance(error, RuntimeError) and any(words in str(error) for words in ALLOCATION_FAILURES)
-    return told or (error.__cause__ is not None and is_out_of_memory(error.__cause__))

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from codec_dist.attribution.capture import Capture
-from codec_dist.attribution.errors import AttributionError, is_out_of_memory
+from codec_dist.attribution.errors import AttributionError
 from codec_dist.attribution.outputs import checked_output, widened
 from codec_dist.attribution.targets import Target
 from codec_dist.models import model_call
@@ -135,7 +135,7 @@ class Evaluation:
         found: tuple[Tensor | None, ...] = (None,) * len(hidden)
         if target.requires_grad:
             total = target.sum() if scale is None else target.sum() * scale
-            with model_call("gradients were computed", passes=is_out_of_memory):
+            with model_call("gradients were computed"):
                 found = torch.autograd.grad(total, list(hidden.values()), allow_unused=True, retain_graph=keep)
         gradients = {}
         for site, gradient in zip(hidden, found, strict=True):

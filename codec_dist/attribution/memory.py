@@ -1,5 +1,6 @@
 """How many images may pass through a model at once, and what to do when they were too many."""
 
+import errno
 import math
 import os
 from dataclasses import dataclass
@@ -22,6 +23,17 @@ FILL_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
 # zeros. So on a CPU a large batch is cut until its tensors are smaller. ResNet-50 with 16 images of 224², S = 3, on two
 # cores (medians of 3): 3.86 s at once, 3.60 s as two eights, 3.98 s as four fours, 4.76 s as eight twos.
 RECYCLED_BYTES = {"cpu": 1 << 25}
+
+ALLOCATION_FAILURES = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED", "out of memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host had too little memory, or an error's cause is that."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    # The CPU's allocator and the libraries of a GPU have no class of their own.
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in ALLOCATION_FAILURES)
+    return told or (error.__cause__ is not None and is_out_of_memory(error.__cause__))
 
 
 def check_budget(memory: object) -> None:

@@ -37,6 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CodecError, OSError) as error:
         return _fail(f"error: {_words(error)}", BAD_INPUT, debug)
     except Exception as error:  # noqa: BLE001  the last resort: a line instead of a screenful
+        from codec_dist.models import model_line
+
+        if line := model_line(error):
+            return _fail(f"error: {line} (--debug shows where)", BAD_INPUT, debug)
         return _fail(f"internal error: {type(error).__name__}: {_words(error)} (--debug shows where)", FAILED, debug)
 
 

@@ -101,6 +101,7 @@ class Account:
         self._expected = expected
         self._next_look = 1
         self._warned: set[str] = set()
+        self._said: tuple[int, set[str]] = (0, set())
 
     def enter(self, receipt: Receipt) -> None:
         """Count a finished shard.
@@ -172,7 +173,8 @@ class Account:
             self._say_accuracy(new)
 
     def _say_accuracy(self, warnings: Mapping[str, str]) -> None:
-        if self.agreement.labelled:
+        if self.agreement.labelled and (self.agreement.labelled, set(warnings)) != self._said:
+            self._said = self.agreement.labelled, set(warnings)
             counted = f"{self.agreement.labelled:,} labelled image{'s' if self.agreement.labelled > 1 else ''}"
             lines = [f"accuracy {100 * self.agreement.right / self.agreement.labelled:.1f} % on {counted}"]
             for line in [*lines, *(f"warning: {text}" for text in warnings.values())]:

@@ -18,7 +18,7 @@ from codec_dist.extraction.batches import Batch, Dropped, make_batches, prefetch
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.extraction.plan import Plan, build_attributor, cause_of, needs_labels, pin_numerics
 from codec_dist.extraction.timing import Stopwatch, TimeSplit
-from codec_dist.models import LoadedModel, ModelRaisedError, load_model
+from codec_dist.models import LoadedModel, load_model, model_line
 from codec_dist.shards import ShardInfo, read_shard
 from codec_dist.store import BlockWriter, StoreFullError
 from codec_dist.utils import CodecError, keep_freed_memory
@@ -96,8 +96,7 @@ class ShardWorker:
             return self._extract(task)
         except Exception as error:  # noqa: BLE001  whatever it is, the coordinator decides
             # What has run out of memory would do so with other shards, too: a new process begins with less.
-            raised = not isinstance(error, CodecError) or isinstance(error, ModelRaisedError)
-            broken = raised or is_out_of_memory(error)
+            broken = not isinstance(error, CodecError) or is_out_of_memory(error)
             return Failure(_describe(error), broken=broken, full=isinstance(error, StoreFullError))
         finally:
             self._end_turn(task.turn)
@@ -314,4 +313,4 @@ def _import_what_is_imported_late() -> None:
 
 def _describe(error: Exception) -> str:
     words = " ".join(str(error).split())
-    return words if isinstance(error, CodecError) else f"{type(error).__name__}: {words}"
+    return words if isinstance(error, CodecError) else model_line(error) or f"{type(error).__name__}: {words}"

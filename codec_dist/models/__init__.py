@@ -5,7 +5,7 @@ Only layer names are imported with the room; loading (which needs pydantic and P
 
 from typing import TYPE_CHECKING, Any
 
-from codec_dist.models.errors import ModelError, ModelRaisedError, model_call
+from codec_dist.models.errors import ModelError, model_call, model_line
 from codec_dist.models.layers import LayerKey, resolve_layers
 
 if TYPE_CHECKING:
@@ -16,10 +16,10 @@ __all__ = [
     "LayerKey",
     "LoadedModel",
     "ModelError",
-    "ModelRaisedError",
     "Preprocessing",
     "load_model",
     "model_call",
+    "model_line",
     "resolve_layers",
 ]
 

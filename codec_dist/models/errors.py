@@ -1,7 +1,7 @@
-"""Errors of this package, and one line for whatever a model's own code raises."""
+"""The error of this package, and one line for whatever a model's own code raises."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from codec_dist.utils import CodecError
@@ -9,35 +9,31 @@ from codec_dist.utils import CodecError
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 SCRIPT_PREAMBLE = "The following operation failed in the TorchScript"
 LONGEST_REASON = 300
+RAISED = "the model raised"
 
 
 class ModelError(CodecError):
     """A model, its weights, its preprocessing or one of its layers is not as requested."""
 
 
-class ModelRaisedError(ModelError):
-    """The code of a model raised an error; the message names it and what the model was doing."""
-
-
 @contextmanager
-def model_call(doing: str, passes: Callable[[Exception], bool] = lambda error: False) -> Iterator[None]:
-    """Errors of a model's own code become one line: "the model raised … while ``doing``".
+def model_call(doing: str) -> Iterator[None]:
+    """What a model's own code raises in this block is noted as such, and stays what it is.
 
     Args:
         doing: what the model was used for, such as "it computed a batch of 8 images".
-        passes: errors for which this is true are raised as they are, such as a lack of memory.
-
-    Raises:
-        ModelRaisedError: for whatever is raised in the block; errors of this package are raised as they are.
     """
     try:
         yield
-    except CodecError:
-        raise
     except Exception as error:
-        if passes(error):
-            raise
-        raise ModelRaisedError(f"the model raised {type(error).__name__} while {doing}: {reason_of(error)}") from error
+        if not isinstance(error, CodecError) and model_line(error) is None:
+            error.add_note(f"{RAISED} {type(error).__name__} while {doing}: {reason_of(error)}")
+        raise
+
+
+def model_line(error: BaseException) -> str | None:
+    """The line "the model raised … while …" of an error that a model's own code raised; None for others."""
+    return next((note for note in getattr(error, "__notes__", ()) if note.startswith(RAISED)), None)
 
 
 def reason_of(error: BaseException) -> str:

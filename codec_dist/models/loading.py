@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from codec_dist.config import ModelSection
 from codec_dist.models.checkpoints import require_file
@@ -15,6 +16,8 @@ from codec_dist.models.preprocessing import Preprocessing
 from codec_dist.models.settings import beside_weights, example_line, from_settings, to_settings
 from codec_dist.models.sources import Source, build_source
 from codec_dist.models.weights import fingerprint, load_weights
+
+QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,9 @@ def load_model(section: ModelSection, seed: int = 0) -> LoadedModel:
     _refuse_what_cannot_be_explained(source.module, section.spec)
     notes = load_weights(source.module, file, section.spec) if file else ()
     preprocessing, origin = _find_preprocessing(section, source, file)
-    module = _without_inference_tensors(source.module).cpu().eval().requires_grad_(False)
+    module = _without_inference_tensors(source.module).cpu().eval()
     classes = _try_on_blank(module, preprocessing, section.spec)
+    module.requires_grad_(False)
     architecture = {"spec": section.spec, "options": dict(source.options)}
     resolved = section.model_copy(update={"options": dict(source.options)})
     if section.preprocessing is None:
@@ -94,8 +98,9 @@ def _refuse_what_cannot_be_explained(module: nn.Module, spec: str) -> None:
     if isinstance(module, torch.jit.ScriptModule):
         raise ModelError(f"{spec} gives a TorchScript module, whose layers cannot be watched: give the Python model")
     for name, part in module.named_modules():
-        quantised = any(tensor.is_quantized for tensor in (*part.parameters(False), *part.buffers(False)))
-        if quantised or ".quantized" in type(part).__module__:
+        own = (*part.parameters(recurse=False), *part.buffers(recurse=False))
+        place = type(part).__module__
+        if any(tensor.is_quantized for tensor in own if not is_lazy(tensor)) or place.startswith(QUANTISED):
             raise ModelError(
                 f"{spec} is quantised ({name or 'the model'} is a {type(part).__name__}), and quantised operations "
                 "have no gradients: give the model in floating point"
@@ -107,7 +112,7 @@ def _without_inference_tensors(module: nn.Module) -> nn.Module:
     copies: dict[int, Any] = {}
     for part in module.modules():
         for name, tensor in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
-            if tensor.is_inference():
+            if not is_lazy(tensor) and tensor.is_inference():
                 if id(tensor) not in copies:
                     copy = tensor.clone()
                     copies[id(tensor)] = nn.Parameter(copy, False) if isinstance(tensor, nn.Parameter) else copy

@@ -59,7 +59,8 @@ def _from_torchvision(name: str, section: ModelSection) -> Source:
     if name not in models.list_models():
         raise ModelError(f"torchvision has no model {name!r}: {suggestion(name, models.list_models())}")
     sets: Mapping[str, Any] = models.get_model_weights(name).__members__
-    weights, options = None, dict(section.options)
+    weights: Any = None
+    options = dict(section.options)
     if section.weights_kind == "default":
         weights = "DEFAULT"
     elif section.weights_kind == "set":

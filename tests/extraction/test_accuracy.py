@@ -21,6 +21,12 @@ def picture(level: int) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.fixture(autouse=True)
+def network_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here as well as in the actors."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+
+
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Path]:
     """The config of a run over pictures of ten grey levels, labelled by a function of the level."""

@@ -1,5 +1,6 @@
 """Models of a user's own: what their code raises is one line, and habits that do no harm work."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 
 from codec_dist.attribution import Attributor, IntegratedGradients
 from codec_dist.config import ModelSection
-from codec_dist.models import ModelError, ModelRaisedError, load_model
+from codec_dist.models import ModelError, load_model, model_line
 
 SOURCE = '''
 import torch
@@ -70,6 +71,15 @@ class OneWay(Plain):
     def forward(self, images):
         return self.head(Backwards.apply(self.conv(images)).mean(dim=(2, 3)))
 
+class Lazy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.LazyConv2d(4, 3)
+        self.head = nn.LazyLinear(3)
+
+    def forward(self, images):
+        return self.head(self.conv(images).relu().flatten(1))
+
 def scripted():
     return torch.jit.script(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 3)))
 
@@ -128,25 +138,32 @@ def test_engine_alone_keeps_images_that_a_model_changes(tmp_path: Path) -> None:
     assert torch.equal(images, kept)
 
 
+def test_layers_that_take_their_size_from_the_first_image_work() -> None:
+    assert contributions(load("Lazy"), torch.randn(3, 1, 8, 8)).shape == (6, 4)
+
+
 def test_model_without_parameters_works() -> None:
     images = torch.randn(3, 1, 8, 8)
     assert contributions(load("NoParameters"), images, "flat").shape == (6, 64)
 
 
 @pytest.mark.parametrize(
-    ("name", "layer", "message"),
+    ("name", "layer", "kind", "message"),
     [
-        ("Unlucky", "conv", r"the model raised KeyError while .*no such key"),
-        ("OneWay", "conv", r"the model raised ValueError while .*there is no way back"),
-        ("Inference", "conv", r"the model raised RuntimeError while .*[Ii]nference"),
-        ("partly_scripted", "0.0", r"the model raised RuntimeError while layer 0\.0 .*ScriptModule"),
+        ("Unlucky", "conv", KeyError, r"the model raised KeyError while .*no such key"),
+        ("OneWay", "conv", ValueError, r"the model raised ValueError while .*there is no way back"),
+        ("Inference", "conv", RuntimeError, r"the model raised RuntimeError while .*[Ii]nference"),
+        ("partly_scripted", "0.0", RuntimeError, r"the model raised RuntimeError while layer 0\.0 .*ScriptModule"),
     ],
 )
-def test_what_a_model_raises_is_one_line(name: str, layer: str, message: str) -> None:
-    with pytest.raises(ModelRaisedError, match=message) as caught:
+def test_what_a_model_raises_is_one_line(name: str, layer: str, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind) as caught:
         contributions(load(name), torch.randn(2, 1, 8, 8), layer)
-    assert "\n" not in str(caught.value)
-    assert "\x1b" not in str(caught.value)
+    line = model_line(caught.value)
+    assert line is not None
+    assert re.search(message, line)
+    assert "\n" not in line
+    assert "\x1b" not in line
 
 
 @pytest.mark.parametrize(
