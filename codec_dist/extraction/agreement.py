@@ -85,22 +85,21 @@ class Agreement:
         return self.right / self.labelled <= chance + max(spread, ABOVE_CHANCE * (1 - chance))
 
     def moved(self) -> dict[int, int]:
-        """Labels whose images are mostly given one other prediction, and that, if most labels are like that.
+        """Labels whose images are mostly given one other prediction, and that, if most images are of such labels.
 
         Empty where predictions are right, scattered, or the same for all labels.
         """
         answers: dict[int, Counter[int]] = {}
         for (label, answer), count in self.pairs.items():
             answers.setdefault(label, Counter())[answer] += count
-        found, clear = dict[int, int](), 0
+        found, images = dict[int, int](), 0
         for label, counts in answers.items():
             answer, most = counts.most_common(1)[0]
-            if counts.total() >= FEWEST_PER_LABEL:
-                clear += 1
-                if answer != label and 2 * most > counts.total():
-                    found[label] = answer
+            if answer != label and counts.total() >= FEWEST_PER_LABEL and 2 * most > counts.total():
+                found[label] = answer
+                images += counts.total()
         distinct = len(set(found.values()))
-        return found if len(found) >= 2 and 2 * len(found) >= clear and distinct >= 0.8 * len(found) else {}
+        return found if len(found) >= 2 and 2 * images > self.paired and distinct >= 0.8 * len(found) else {}
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,13 @@ def test_predictions_that_do_not_fit_the_labels_are_noticed_with_the_likely_caus
     assert cause in warning
 
 
+def test_few_labels_with_enough_images_do_not_speak_for_all() -> None:
+    # Two wrong labels have three images each; seven right ones have two.
+    labels = [0] * 3 + [1] * 3 + [number for number in range(2, 9) for _ in range(2)]
+    predictions = [5] * 3 + [6] * 3 + labels[6:]
+    assert warnings_of(counted(labels, predictions), NOTHING_EXPECTED) == {}
+
+
 def test_two_classes_the_wrong_way_round_are_noticed() -> None:
     labels = LABELS % 2
     assert "0 as 1" in warnings_of(counted(labels, 1 - guesses(labels, 0.9, 2)), NOTHING_EXPECTED)["agreement"]
