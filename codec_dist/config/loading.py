@@ -209,10 +209,15 @@ def _metadata(annotation: Any) -> tuple[Any, ...]:
 def _map_paths(values: Any, change: Callable[[str], str]) -> Any:
     """A copy of nested plain values in which every field marked as a path is changed."""
 
+    def is_word(text: str, mark: PathField) -> bool:
+        return text in NOT_PATHS or mark.is_name(text)
+
     def visit(node: Any, route: tuple[str, ...], mark: PathField) -> Any:
         if not isinstance(node, dict) or not route:
-            is_path = not route and isinstance(node, str) and node not in NOT_PATHS and "://" not in node
-            return change(node) if is_path and not mark.is_name(node) else node
+            if route or not isinstance(node, str) or "://" in node or is_word(node, mark):
+                return node
+            changed = change(node)
+            return f"./{changed}" if is_word(changed, mark) else changed
         return {key: visit(value, route[1:], mark) if key == route[0] else value for key, value in node.items()}
 
     for route, mark in _path_fields():
