@@ -13,7 +13,7 @@ from codec_dist.models.preprocessing import Preprocessing
 Key = TypeVar("Key")
 
 # torch.hub puts the first digits of a file's SHA-256 at the end of its name.
-HASH = re.compile(r"[-_]([0-9a-f]{8,64})(?![0-9a-z])")
+HASH = re.compile(r"[-_]([0-9a-f]{8,64})(\.[A-Za-z]+)*$")
 
 
 class Metadata(NamedTuple):
@@ -31,16 +31,16 @@ Describe = Callable[[], Metadata]
 def recognise(path: Path, published: Mapping[Key, str]) -> tuple[Key, str] | None:
     """The published set that a file is, and by what it was recognised.
 
-    A file is recognised by the published hash in its name, however the name begins, or by its content.
+    A file is recognised by the published hash at the end of its name, however that begins, or by its content.
 
     Args:
         path: the file.
         published: the URL of each set.
     """
-    hashes = {name: found[-1] for name, url in published.items() if (found := HASH.findall(url.rpartition("/")[2]))}
-    in_name = HASH.findall(path.name)
+    hashes = {name: found[1] for name, url in published.items() if (found := HASH.search(url))}
+    in_name = HASH.search(path.name)
     for name, digits in hashes.items():
-        if digits in in_name:
+        if in_name and in_name[1] == digits:
             return name, f"its file name ({digits})"
     if hashes and path.is_file():
         with path.open("rb") as file:

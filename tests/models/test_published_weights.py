@@ -76,6 +76,20 @@ def test_published_file_under_another_name_is_recognised_by_its_content(tmp_path
     assert recognise(tmp_path / "weights.pth", published) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("net-0123abcd.pth", True),
+        ("copy_of_net-0123abcd.safetensors", True),
+        ("net-0123abcd-finetuned.pth", False),
+        ("net-0123abcde.pth", False),
+        ("net.pth", False),
+    ],
+)
+def test_name_that_ends_otherwise_is_of_another_file(name: str, known: bool, tmp_path: Path) -> None:
+    assert (recognise(tmp_path / name, {"set": "https://host/net-0123abcd.pth"}) is not None) == known
+
+
 def test_weight_set_is_named_in_the_config(resnet_state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     # torch.hub takes a file that it finds in its folder for the download.
     file = get_model_weights("resnet18")["IMAGENET1K_V1"].url.rpartition("/")[2]
