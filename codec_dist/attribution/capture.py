@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from codec_dist.attribution.errors import AttributionError
+from codec_dist.models import model_call
 from codec_dist.models.layers import LayerKey
 
 Edit = Callable[[Tensor], Tensor]
@@ -83,10 +84,11 @@ def edited(model: nn.Module, edits: Mapping[LayerKey, Edit]) -> Iterator[None]:
                 module = model.get_submodule(key.module)
             except AttributeError as error:
                 raise AttributionError(f"layer {key}: the model has no module {key.module!r}") from error
-            if key.at_input:
-                handle = module.register_forward_pre_hook(partial(_edit_input, key, edit))
-            else:
-                handle = module.register_forward_hook(partial(_edit_output, key, edit))
+            with model_call(f"layer {key} was to be watched"):
+                if key.at_input:
+                    handle = module.register_forward_pre_hook(partial(_edit_input, key, edit))
+                else:
+                    handle = module.register_forward_hook(partial(_edit_output, key, edit))
             stack.callback(handle.remove)
         yield
 
@@ -119,6 +121,8 @@ class Capture:
         self._handed: dict[LayerKey, tuple[Tensor, int]] = {}
         # Sites whose tensor nothing downstream overwrites; until that is known they pass on a copy.
         self._kept_intact: set[LayerKey] = set()
+        # Whether the model leaves its input as it is; until that is known it gets a copy.
+        self._input_intact = False
         self._stack: ExitStack | None = None
 
     def __enter__(self) -> "Capture":
@@ -148,7 +152,7 @@ class Capture:
         """
         self._forget()
         try:
-            output = self.model(images)
+            output = self._run(images)
             missing = [site for site in self.sites if site not in self._hidden]
             if missing:
                 raise AttributionError(
@@ -158,6 +162,18 @@ class Capture:
             return Captured(output, self._hidden)
         finally:
             self._forget()
+
+    def _run(self, images: Tensor) -> Any:
+        """The model's output; errors of its own code are one line, and ``images`` stay as they are."""
+        given = images if self._input_intact else images.clone()
+        version = given._version
+        with model_call(f"it computed images of {list(images.shape)}"):
+            output = self.model(given)
+        if given._version == version:
+            self._input_intact = True
+        elif self._input_intact:
+            raise AttributionError("the model overwrites its input in place in some forward passes only")
+        return output
 
     def _keep(self, site: LayerKey, hidden: Tensor) -> Tensor:
         if site in self._hidden:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from codec_dist.attribution.capture import borrowed
 from codec_dist.attribution.errors import AttributionError
 from codec_dist.attribution.outputs import checked_output
+from codec_dist.models import model_call
 
 # ε of Σ + εI as a share of tr Σ / n (METHOD: "surprisal").
 RIDGE = 1e-6
@@ -55,7 +56,10 @@ class DataStatistics:
             for images in batches:
                 parameter = next(model.parameters(), images)
                 images = images.to(parameter.device, parameter.dtype)
-                outputs = checked_output(model(images), len(images))
+                with model_call(f"it computed images of {list(images.shape)}"):
+                    # A model may change its input.
+                    computed = model(images.clone())
+                outputs = checked_output(computed, len(images))
                 usable = images.flatten(1).isfinite().all(dim=1) & outputs.isfinite().all(dim=1)
                 if not usable.any():
                     continue

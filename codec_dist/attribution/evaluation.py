@@ -12,6 +12,7 @@ from codec_dist.attribution.capture import Captured
 from codec_dist.attribution.errors import AttributionError
 from codec_dist.attribution.outputs import checked_output, widened
 from codec_dist.attribution.targets import Target, named_errors
+from codec_dist.models import model_call
 from codec_dist.models.layers import LayerKey
 
 # Gradients of float16 networks are computed of the target times this, so that small ones do not vanish.
@@ -144,7 +145,8 @@ class Evaluation:
         found: tuple[Tensor | None, ...] = (None,) * len(hidden)
         if target.requires_grad:
             total = target.sum() if scale is None else target.sum() * scale
-            found = torch.autograd.grad(total, list(hidden.values()), allow_unused=True, retain_graph=keep)
+            with model_call("gradients were computed"):
+                found = torch.autograd.grad(total, list(hidden.values()), allow_unused=True, retain_graph=keep)
         gradients = {}
         for site, gradient in zip(hidden, found, strict=True):
             if gradient is None:

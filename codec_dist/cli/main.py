@@ -50,8 +50,12 @@ def _run(words: list[str], debug: bool, interruption: Interruption) -> int:
     except (CodecError, OSError) as error:
         return _fail(f"error: {_words(error)}", BAD_INPUT, debug)
     except Exception as error:  # noqa: BLE001  the last resort: a line instead of a screenful
+        from codec_dist.models import model_line
+
         if full_disk(error) is not None:
             return _fail(f"error: {_words(error)}", BAD_INPUT, debug)
+        if line := model_line(error):
+            return _fail(f"error: {line} (--debug shows where)", BAD_INPUT, debug)
         return _fail(f"internal error: {type(error).__name__}: {_words(error)} (--debug shows where)", FAILED, debug)
 
 

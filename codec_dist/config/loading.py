@@ -197,12 +197,15 @@ def _section_in(annotation: Any) -> type[BaseModel] | None:
     return next(filter(None, map(_section_in, getattr(annotation, "__args__", ()))), None)
 
 
-def _path_fields(model: type[BaseModel] = Config, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def _path_fields(
+    model: type[BaseModel] = Config, prefix: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], PathField]]:
     for name, field in model.model_fields.items():
         annotated = [*field.metadata, *(m for a in getattr(field.annotation, "__args__", ()) for m in _metadata(a))]
         inner = _section_in(field.annotation)
-        if any(isinstance(item, PathField) for item in annotated):
-            yield (*prefix, name)
+        marks = [item for item in annotated if isinstance(item, PathField)]
+        if marks:
+            yield (*prefix, name), marks[0]
         elif inner is not None:
             yield from _path_fields(inner, (*prefix, name))
 
@@ -214,14 +217,19 @@ def _metadata(annotation: Any) -> tuple[Any, ...]:
 def _map_paths(values: Any, change: Callable[[str], str]) -> Any:
     """A copy of nested plain values in which every field marked as a path is changed."""
 
-    def visit(node: Any, route: tuple[str, ...]) -> Any:
-        if not isinstance(node, dict) or not route:
-            is_path = not route and isinstance(node, str) and node not in NOT_PATHS and "://" not in node
-            return change(node) if is_path else node
-        return {key: visit(value, route[1:]) if key == route[0] else value for key, value in node.items()}
+    def is_word(text: str, mark: PathField) -> bool:
+        return text in NOT_PATHS or mark.is_name(text)
 
-    for route in _path_fields():
-        values = visit(values, route)
+    def visit(node: Any, route: tuple[str, ...], mark: PathField) -> Any:
+        if not isinstance(node, dict) or not route:
+            if route or not isinstance(node, str) or "://" in node or is_word(node, mark):
+                return node
+            changed = change(node)
+            return f"./{changed}" if is_word(changed, mark) else changed
+        return {key: visit(value, route[1:], mark) if key == route[0] else value for key, value in node.items()}
+
+    for route, mark in _path_fields():
+        values = visit(values, route, mark)
     return values
 
 
@@ -233,7 +241,9 @@ def _reference(model: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
         inner = _section_in(field.annotation)
         many = getattr(field.annotation, "__origin__", None) is tuple
-        if inner is not None and inner.__name__ not in ("Choice", "PreprocessingSettings"):
+        if inner is not None and inner.__name__ != "Choice":
+            if field.default is None:
+                yield f"  {prefix}{name}\n      {field.description or ''} [none]"
             yield from _reference(inner, f"{prefix}{name}.{'0.' if many else ''}")
             continue
         default = field.default

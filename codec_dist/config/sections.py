@@ -1,5 +1,6 @@
 """The sections of a config. The text under each field is also its help on the command line."""
 
+import re
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +26,22 @@ class ConfigError(CodecError):
 
 
 class PathField:
-    """Marks a field as a path or URL: relative paths are taken from the config file's folder."""
+    """Marks a field as a path or URL: relative paths are taken from the config file's folder.
 
+    Args:
+        names: pattern of values that are names and no paths.
+    """
+
+    def __init__(self, names: str = "(?!)") -> None:
+        self._names = re.compile(names)
+
+    def is_name(self, value: str) -> bool:
+        """Whether a value names something that is no file."""
+        return self._names.fullmatch(value) is not None
+
+
+# As torchvision calls its sets of weights: IMAGENET1K_V2, or ResNet50_Weights.IMAGENET1K_V2.
+WEIGHT_SET = r"(\w+_Weights\.)?[A-Z][A-Z0-9_]*"
 
 Location = Annotated[str, PathField()]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -137,14 +152,27 @@ class DataSection(Section):
     """Microbatches that wait, decoded and prepared, in each actor while another is computed."""
 
 
-class PreprocessingSettings(Section):
-    """How an image becomes the model's input, where the model's own metadata do not say."""
+def _check_pixels(value: Any) -> Any:
+    numbers = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+    if value is not None and not all(type(each) is int and each > 0 for each in numbers):
+        raise ValueError("write pixels as a whole number above 0, or as [height, width]")
+    return value
 
-    size: Count
-    """Height and width of the model's input in pixels."""
-    resize: Count | None = None
-    """Resize the shorter side to this before the central crop; default: the size itself."""
-    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+
+Pixels = Annotated[int | tuple[int, int], BeforeValidator(_check_pixels)]
+
+
+class PreprocessingSettings(Section):
+    """How an image becomes the model's input, where the metadata of the model's weights do not say."""
+
+    size: Pixels
+    """Height and width of the model's input in pixels: one number, or [height, width]."""
+    resize: Pixels | None = None
+    """Size before the central crop, as `crop` says; default: the size itself."""
+    crop: Literal["center", "squash", "border"] = "center"
+    """`center`: the shorter side becomes `resize`; `squash`: both sides do, whatever the image's proportions;
+    `border`: the longer side does, and the rest is filled with the mean colour."""
+    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"] = "bilinear"
     """Interpolation of the resize."""
     channels: Literal[1, 3] = 3
     """Colour channels of the model's input: 1 (grey) or 3 (RGB)."""
@@ -152,6 +180,8 @@ class PreprocessingSettings(Section):
     """Mean per channel, subtracted from values in [0, 1]."""
     std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
     """Standard deviation per channel, divided by."""
+    source: str | None = None
+    """Where these values come from, for people; written into a run's config where they were not given."""
 
 
 class ModelSection(Section):
@@ -160,11 +190,19 @@ class ModelSection(Section):
     spec: str
     """torchvision:resnet50, timm:vit_base_patch16_224 or module:package.file:function."""
     options: dict[str, JsonValue] = {}
-    """Keyword arguments for the function that builds the model."""
-    weights: Location = "default"
-    """`default` (the library's pretrained), `none` (random), or a safetensors or state-dict file."""
+    """Keyword arguments for the function that builds the model, such as `num_classes`."""
+    weights: Annotated[str, PathField(names=WEIGHT_SET)] = "default"
+    """`default` (the library's pretrained), the name of a set of torchvision's such as IMAGENET1K_V1, `none`
+    (random), or a safetensors or state-dict file."""
     preprocessing: PreprocessingSettings | None = None
-    """How images are prepared; default: as the model's metadata say."""
+    """How images are prepared; default: as the metadata of the weights say, which own weights must bring."""
+
+    @property
+    def weights_kind(self) -> Literal["default", "none", "set", "file"]:
+        """What ``weights`` is: a word, the name of a published set, or a file."""
+        if self.weights in ("default", "none"):
+            return self.weights  # type: ignore[return-value]
+        return "set" if re.fullmatch(WEIGHT_SET, self.weights) else "file"
 
 
 class AttributionSection(Section):

@@ -1,10 +1,12 @@
 """The account of a run: what is done, dropped and failed, and where the time went; shown as it grows."""
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from codec_dist.extraction.agreement import NOTHING_EXPECTED, Agreement, Expectation, warnings_of
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.extraction.timing import TimeSplit
 from codec_dist.extraction.worker import Receipt
@@ -49,6 +51,10 @@ class ExtractionSummary:
     """Writing as a part of the actors' time; it goes on beside the other kinds."""
     idle_fraction: float = 0.0
     """Part between two shards."""
+    labelled: int = 0
+    """Images of the store that have a label."""
+    accuracy: float | None = None
+    """Fraction of these whose prediction is their label; None where there is none."""
 
 
 @dataclass
@@ -70,6 +76,8 @@ class Account:
         shards: by number.
         before: markers of the shards that were done before this run.
         tracker: gets a point for every finished shard.
+        agreement: labels and predictions of the shards that were done before.
+        expected: what is known of labels and predictions before any is seen.
     """
 
     def __init__(
@@ -78,6 +86,8 @@ class Account:
         shards: Sequence[ShardInfo],
         before: Mapping[int, Marker],
         tracker: Tracker | None,
+        agreement: Agreement | None = None,
+        expected: Expectation = NOTHING_EXPECTED,
     ) -> None:
         self.total = sum(shard.samples for shard in shards)
         self.rows = sum(marker.rows for marker in before.values())
@@ -91,6 +101,11 @@ class Account:
         self._lost: Counter[str] = Counter()
         self._actors: dict[int, _ActorAccount] = {}
         self._started = time.monotonic()
+        self.agreement = agreement or Agreement()
+        self._expected = expected
+        self._next_look = 1
+        self._warned: set[str] = set()
+        self._said: tuple[int, set[str]] = (0, set())
 
     def enter(self, receipt: Receipt) -> None:
         """Count a finished shard.
@@ -104,6 +119,7 @@ class Account:
         self._images += images
         self.rows += receipt.rows
         self.dropped += [(shard, key, reason) for key, reason in receipt.dropped]
+        self.agreement.merge(receipt.agreement)
         actor = self._actors.setdefault(receipt.actor, _ActorAccount())
         actor.shards += 1
         actor.images += images
@@ -112,6 +128,7 @@ class Account:
             self.progress.advance(images, self._note())
         if self._tracker is not None:
             self._tracker.log(self._metrics(receipt, images), step=self._done_before + self._done, axis="shards")
+        self._look_at_labels()
         self.check_bad()
 
     def attempt_failed(self) -> None:
@@ -140,14 +157,36 @@ class Account:
         summary = ExtractionSummary(
             self._done, self._done_before, self.rows, len(self.dropped), failed, seconds, rate,
             self._retries, self._lost.total(), dict(self._lost), **fractions,
+            labelled=self.agreement.labelled, accuracy=self.agreement.accuracy,
         )  # fmt: skip
+        self._say_accuracy(warnings_of(self.agreement, self._expected))
         if self._tracker is not None:
-            numbers = {name: value for name, value in vars(summary).items() if name != "causes"}
+            numbers = {name: value for name, value in vars(summary).items() if name != "causes" and value is not None}
             numbers |= {f"actors_lost/{cause}": count for cause, count in self._lost.items()}
             self._tracker.summary({f"extract/{name}": value for name, value in numbers.items()})
             if self._actors:
                 self._table_of_actors(self._tracker)
         return summary
+
+    def _look_at_labels(self) -> None:
+        """Say the accuracy after the first shard with labels, and what is suspicious as soon as it shows."""
+        if self.agreement.labelled < self._next_look:
+            return
+        first, self._next_look = not self._warned and self._next_look == 1, 2 * self.agreement.labelled
+        found = warnings_of(self.agreement, self._expected)
+        new = {kind: text for kind, text in found.items() if kind not in self._warned}
+        self._warned |= new.keys()
+        if first or new:
+            self._say_accuracy(new)
+
+    def _say_accuracy(self, warnings: Mapping[str, str]) -> None:
+        if self.agreement.labelled and (self.agreement.labelled, set(warnings)) != self._said:
+            self._said = self.agreement.labelled, set(warnings)
+            counted = f"{self.agreement.labelled:,} labelled image{'s' if self.agreement.labelled > 1 else ''}"
+            lines = [f"accuracy {100 * self.agreement.right / self.agreement.labelled:.1f} % on {counted}"]
+            for line in [*lines, *(f"warning: {text}" for text in warnings.values())]:
+                say = self.progress.say if self.progress is not None else _to_stderr
+                say(f"extract: {line}")
 
     def _note(self) -> str:
         times = self._times().fractions()
@@ -168,6 +207,7 @@ class Account:
         return {
             "extract/samples": float(self.rows),
             "extract/dropped": float(len(self.dropped)),
+            **({} if self.agreement.accuracy is None else {"extract/accuracy": self.agreement.accuracy}),
             "extract/images_per_second": self._images / (time.monotonic() - self._started),
             "extract/shard_seconds": receipt.seconds,
             "extract/shard_images_per_second": images / max(receipt.seconds, 1e-9),
@@ -198,3 +238,7 @@ class Account:
 def spell_causes(causes: Mapping[str, int]) -> str:
     """``2 killed for memory, 1 node gone``."""
     return ", ".join(f"{count:,} {cause}" for cause, count in causes.items())
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(line + "\n")

@@ -8,13 +8,14 @@ from pathlib import Path
 from codec_dist.cluster_runtime import ray_session
 from codec_dist.config import Config
 from codec_dist.extraction.account import Account, ExtractionSummary
+from codec_dist.extraction.agreement import Agreement
 from codec_dist.extraction.coordinator import Coordinator, FailedShard
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.extraction.mending import mend_store
 from codec_dist.extraction.plan import Plan, check_free_space, make_plan
 from codec_dist.extraction.settling import settle
 from codec_dist.shards import ShardInfo, shards_folder
-from codec_dist.store import Lease, Ledger, finish_store, samples_version
+from codec_dist.store import ContributionStore, Lease, Ledger, finish_store, samples_version
 from codec_dist.tracking import Tracker
 from codec_dist.utils import Progress
 
@@ -58,7 +59,8 @@ def extract(
             mend_store(plan.store, full=verify)
         before = Ledger(plan.store).done() if plan.store_exists else {}
         pending = [number for number in range(len(shards)) if number not in before]
-        account = Account(config.data.max_bad_fraction, shards, before, tracker)
+        agreement = _agreement_before(plan.store) if before else None
+        account = Account(config.data.max_bad_fraction, shards, before, tracker, agreement, plan.expected)
         account.check_bad()
         failed: list[FailedShard] = []
         if pending:
@@ -79,6 +81,14 @@ def extract(
     if tracker is not None:
         _link_artifacts(config, plan, tracker)
     return summary
+
+
+def _agreement_before(store: str) -> Agreement:
+    """Labels and predictions of the shards that a store holds; one shard's table is in memory at a time."""
+    agreement = Agreement()
+    for table in ContributionStore(store).sample_tables():
+        agreement.merge(Agreement.of(table))
+    return agreement
 
 
 def _link_artifacts(config: Config, plan: Plan, tracker: Tracker) -> None:

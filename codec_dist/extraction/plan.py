@@ -27,6 +27,7 @@ from codec_dist.attribution import (
     Optimizations,
 )
 from codec_dist.config import Choice, Config
+from codec_dist.extraction.agreement import NOTHING_EXPECTED, Expectation
 from codec_dist.extraction.batches import Dropped, make_batches
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.extraction.sizing import LARGEST_MICROBATCH, ActorNeeds, measure_needs
@@ -71,6 +72,8 @@ class Plan:
     """Steps chosen by measuring, where the config leaves them to that."""
     statistics: Path | None = None
     """What was measured of the data set, where the target or the baseline needs that."""
+    expected: Expectation = NOTHING_EXPECTED
+    """What is known of labels and predictions."""
 
     @property
     def store_exists(self) -> bool:
@@ -94,6 +97,8 @@ def make_plan(config: Config) -> tuple[Plan, tuple[ShardInfo, ...]]:
     """
     index = configured_index(config)
     loaded = load_model(config.model, seed=config.run.seed)
+    # Actors get what followed from the weights as settings.
+    config = config.model_copy(update={"model": loaded.section})
     attributor = build_attributor(config, loaded)
     _check_labels(index, loaded.classes, needs_labels(attributor), config.data.max_bad_fraction)
     _check_class_names(index, loaded.classes)
@@ -112,11 +117,21 @@ def make_plan(config: Config) -> tuple[Plan, tuple[ShardInfo, ...]]:
         optimizations=attributor.optimizations,
         microbatch=attributor.microbatch or LARGEST_MICROBATCH,
         needs=measure_needs(config, index.shards, loaded, attributor, _known_steps(config)),
+        expected=_expectation(config, index, loaded),
     )
     if plan.store_exists:
         # Another identity is refused here, before Ray starts.
         open_store(plan, index.shards)
     return plan, index.shards
+
+
+def _expectation(config: Config, index: ShardIndex, loaded: LoadedModel) -> Expectation:
+    classes = len(index.classes) if index.classes else None
+    if classes is None and config.data.limit is None:
+        classes = pc.count_distinct(index.samples()["label"], mode="only_valid").as_py() or None
+    # The weights of a function of the user's own are whatever it gives.
+    random = config.model.weights_kind == "none" and not config.model.spec.startswith("module:")
+    return Expectation(loaded.classes, classes, random)
 
 
 def open_store(plan: Plan, shards: Sequence[ShardInfo], settings: Mapping[str, Any] = {}) -> Mapping[str, Any]:
@@ -185,7 +200,7 @@ def build_attributor(
         gradients=section.gradients,
         microbatch=microbatch if section.microbatch == "auto" else section.microbatch,
         # On a CPU other batches may give other last bits, and the fault is passing: another actor tries again.
-        halve=next(loaded.module.parameters()).is_cuda and not section.deterministic,
+        halve=any(parameter.is_cuda for parameter in loaded.module.parameters()) and not section.deterministic,
         fold_batchnorm=section.fold_batchnorm,
         channels_last=section.channels_last,
         autocast=section.autocast,
@@ -219,10 +234,10 @@ def _known_steps(config: Config) -> int | None:
 
 def _made_up_statistics(loaded: LoadedModel) -> DataStatistics:
     """Statistics of the right shapes, with which one image can be tried before the data set is measured."""
-    preprocessing = loaded.preprocessing
-    image = torch.zeros(preprocessing.channels, preprocessing.size, preprocessing.size)
-    with torch.no_grad():
-        outputs = loaded.module(image[None].to(next(loaded.module.parameters()).dtype)).shape[1]
+    image = torch.zeros(loaded.preprocessing.shape)
+    outputs = loaded.classes
+    if outputs is None:
+        raise ExtractionError("the target or the baseline needs a model whose output is [batch, outputs]")
     return DataStatistics(1, image.double(), torch.zeros(outputs).double(), torch.eye(outputs).double())
 
 

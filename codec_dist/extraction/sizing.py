@@ -1,5 +1,6 @@
 """How much memory an extraction actor needs for a microbatch, and the largest microbatch that a budget affords."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -82,7 +83,7 @@ def measure_needs(
     tensors = {*loaded.module.parameters(), *loaded.module.buffers()}
     model = COPIES_OF_MODEL * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     size = np.dtype(config.attribution.dtype).itemsize
-    pixels = loaded.preprocessing.channels * loaded.preprocessing.size**2
+    pixels = math.prod(loaded.preprocessing.shape)
     waiting = SHARDS_AT_ONCE * (config.data.prefetch + BATCHES_IN_THE_MAKING) * pixels * torch.float32.itemsize
     targets = 1 + len(config.attribution.further_targets)
     quantities = 2 * (targets + config.attribution.activations + config.attribution.gradients)

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,12 @@ from PIL import Image
 
 from codec_dist.attribution import AttributionResult, Attributor, DataStatistics, NotFiniteError, is_out_of_memory
 from codec_dist.cluster_runtime import current_node, record_crashes
+from codec_dist.extraction.agreement import Agreement
 from codec_dist.extraction.batches import Batch, Dropped, make_batches, prefetched
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.extraction.plan import Plan, build_attributor, cause_of, needs_labels, pin_numerics
 from codec_dist.extraction.timing import Stopwatch, TimeSplit
-from codec_dist.models import LoadedModel, load_model
+from codec_dist.models import LoadedModel, load_model, model_line
 from codec_dist.shards import ShardInfo, read_shard
 from codec_dist.store import BlockWriter, StoreFullError
 from codec_dist.utils import CodecError, keep_freed_memory
@@ -51,6 +52,8 @@ class Receipt:
     """Serial number of the actor that did it."""
     times: TimeSplit
     """Where the actor's time went, since its shard before."""
+    agreement: Agreement = field(default_factory=Agreement)
+    """Labels and predictions, counted."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +174,10 @@ class ShardWorker:
         named = tuple((each.key, each.reason) for each in sorted(dropped, key=lambda each: each.position))
         seconds = watch.seconds.get("decode_wait", 0.0) + watch.seconds.get("compute", 0.0)
         with watch.measure("write"):
-            marker = self._writer.write(task.number, rows.values(), rows.samples(), named, seconds, task.attempt)
-        return Receipt(task.number, marker.rows, named, seconds, self._serial, watch.split())
+            samples = rows.samples()
+            marker = self._writer.write(task.number, rows.values(), samples, named, seconds, task.attempt)
+        agreement = Agreement.of(samples)
+        return Receipt(task.number, marker.rows, named, seconds, self._serial, watch.split(), agreement)
 
     @contextmanager
     def _turn(self, turn: int, watch: Stopwatch) -> Iterator[None]:
@@ -322,4 +327,4 @@ def _import_what_is_imported_late() -> None:
 
 def _describe(error: Exception) -> str:
     words = " ".join(str(error).split())
-    return words if isinstance(error, CodecError) else f"{type(error).__name__}: {words}"
+    return words if isinstance(error, CodecError) else model_line(error) or f"{type(error).__name__}: {words}"

@@ -5,14 +5,23 @@ Only layer names are imported with the room; loading (which needs pydantic and P
 
 from typing import TYPE_CHECKING, Any
 
-from codec_dist.models.errors import ModelError
+from codec_dist.models.errors import ModelError, model_call, model_line
 from codec_dist.models.layers import LayerKey, resolve_layers
 
 if TYPE_CHECKING:
     from codec_dist.models.loading import LoadedModel, load_model
     from codec_dist.models.preprocessing import Preprocessing
 
-__all__ = ["LayerKey", "LoadedModel", "ModelError", "Preprocessing", "load_model", "resolve_layers"]
+__all__ = [
+    "LayerKey",
+    "LoadedModel",
+    "ModelError",
+    "Preprocessing",
+    "load_model",
+    "model_call",
+    "model_line",
+    "resolve_layers",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""From an image to the model's input, as torchvision's reference evaluation transform does it."""
+"""From an image to the model's input, as the evaluation transforms of torchvision and timm do it."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,47 +15,64 @@ INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+    "lanczos": Image.Resampling.LANCZOS,
 }
+CROPS = ("center", "squash", "border")
 # Pixels, as many as Pillow decodes without a warning.
 LARGEST_IMAGE = 89_478_485
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resize the shorter side, crop the center, scale to [0, 1], normalise each channel.
+    """Resize, crop the center, scale to [0, 1], normalise each channel.
 
     Attributes:
-        size: height and width of the result, in pixels.
-        resize: length of the shorter side before the crop, in pixels.
-        interpolation: ``nearest``, ``bilinear`` or ``bicubic``.
+        size: height and width of the result in pixels: one number, or the two.
+        resize: size before the crop in pixels, as ``crop`` says: one number, or height and width.
+        interpolation: ``nearest``, ``bilinear``, ``bicubic``, ``box``, ``hamming`` or ``lanczos``.
         channels: 1 (grey) or 3 (RGB).
         mean, std: per channel, for values in [0, 1].
+        crop: the modes of timm. ``center``: the shorter side becomes ``resize`` (of two numbers: the image is
+            made just large enough to cover both), and the center is cut out. ``squash``: both sides become
+            ``resize``, whatever the image's proportions. ``border``: the image is made just small enough to lie
+            within ``resize``, and is set on the mean colour.
 
     Raises:
         ModelError: the settings contradict each other.
     """
 
-    size: int
-    resize: int
+    size: int | tuple[int, int]
+    resize: int | tuple[int, int]
     interpolation: str
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop: str = "center"
 
     def __post_init__(self) -> None:
-        if self.interpolation not in INTERPOLATIONS:
-            known = ", ".join(INTERPOLATIONS)
-            raise ModelError(f"preprocessing: the interpolation {self.interpolation!r} is not known: use {known}")
+        for name, value, known in (
+            ("interpolation", self.interpolation, tuple(INTERPOLATIONS)),
+            ("crop", self.crop, CROPS),
+        ):
+            if value not in known:
+                raise ModelError(f"preprocessing: the {name} {value!r} is not known: use {', '.join(known)}")
         if self.channels not in (1, 3):
             raise ModelError(f"preprocessing: {self.channels} channels are asked: images have 1 (grey) or 3 (RGB)")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.channels:
                 raise ModelError(f"preprocessing: {name} has {len(values)} values for {self.channels} channels")
-        if min(self.size, self.resize) < 1 or min(self.std) <= 0:
+        if min(*_pair(self.size), *_pair(self.resize)) < 1 or min(self.std) <= 0:
             raise ModelError("preprocessing: size, resize and std must be above 0")
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the result."""
+        return (self.channels, *_pair(self.size))
+
     def __call__(self, image: Image.Image) -> Float[Tensor, "channel height width"]:
-        """The normalised float32 input [channels, size, size] for one image of any mode.
+        """The normalised float32 input [channels, height, width] for one image of any mode.
 
         Raises:
             ModelError: the image is so long and thin that it would be resized to more pixels than fit into memory.
@@ -63,7 +80,7 @@ class Preprocessing:
         return self.normalise([self.pixels(image)])[0].contiguous()
 
     def pixels(self, image: Image.Image) -> bytes:
-        """One image of any mode resized and cropped: a byte for each of its [size, size, channels] values.
+        """One image of any mode resized and cropped: a byte for each of its [height, width, channels] values.
 
         Raises:
             ModelError: as for a call.
@@ -76,13 +93,14 @@ class Preprocessing:
         In memory the channels of a pixel lie together (``torch.channels_last``), as in the images. A few operations
         for all images together take a tenth of the time that they take for one image after the other.
         """
-        rows = torch.frombuffer(bytearray().join(pixels), dtype=torch.uint8).view(len(pixels) * self.size, -1)
+        _, height, width = self.shape
+        rows = torch.frombuffer(bytearray().join(pixels), dtype=torch.uint8).view(len(pixels) * height, -1)
         # Whole rows of pixels, so that what is done to each channel is done along long stretches of memory.
-        mean, std = (torch.tensor(values, dtype=torch.float32).repeat(self.size) for values in (self.mean, self.std))
+        mean, std = (torch.tensor(values, dtype=torch.float32).repeat(width) for values in (self.mean, self.std))
         scaled = rows.to(torch.float32).div_(255).sub_(mean).div_(std)
         if self.channels == 1:
-            return scaled.view(len(pixels), 1, self.size, self.size)
-        return scaled.view(len(pixels), self.size, self.size, self.channels).permute(0, 3, 1, 2)
+            return scaled.view(len(pixels), 1, height, width)
+        return scaled.view(len(pixels), height, width, self.channels).permute(0, 3, 1, 2)
 
     def denormalise(
         self, images: Float[Tensor, "*batch channel height width"]
@@ -92,32 +110,71 @@ class Preprocessing:
         return (images * std + mean).clamp(0, 1)
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON values."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """The settings as plain JSON values; the default crop is left out."""
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {name: value for name, value in values.items() if (name, value) != ("crop", "center")}
+
+    def __str__(self) -> str:
+        """The settings in words, for people."""
+        height, width = _pair(self.size)
+        target = "{} x {}".format(*_pair(self.resize))
+        resized = {
+            "center": f"shorter side {self.resize}" if isinstance(self.resize, int) else f"covering {target}",
+            "squash": f"squashed to {target}",
+            "border": f"within {target}, borders of the mean colour",
+        }[self.crop]
+        colours = "grey" if self.channels == 1 else "RGB"
+        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
+        return f"{resized} ({self.interpolation}), center {height} x {width}, {colours}, mean {mean}, std {std}"
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         return like.new_tensor(self.mean)[:, None, None], like.new_tensor(self.std)[:, None, None]
 
     def _resize(self, image: Image.Image) -> Image.Image:
-        width, height = image.size
-        longer = int(self.resize * max(width, height) / min(width, height))
-        if self.resize * longer > LARGEST_IMAGE:
+        width, height = self._resized(*image.size)
+        if width * height > LARGEST_IMAGE:
             raise ModelError(
-                f"preprocessing: {width:,} × {height:,} pixels would be resized to {self.resize * longer:,} pixels, "
-                f"more than {LARGEST_IMAGE:,}"
+                f"preprocessing: {image.width:,} × {image.height:,} pixels would be resized to {width * height:,} "
+                f"pixels, more than {LARGEST_IMAGE:,}"
             )
-        target = (self.resize, longer) if width <= height else (longer, self.resize)
-        return image if image.size == target else image.resize(target, INTERPOLATIONS[self.interpolation])
+        return image if image.size == (width, height) else image.resize((width, height), self._filter)
+
+    @property
+    def _filter(self) -> Image.Resampling:
+        return INTERPOLATIONS[self.interpolation]
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height before the crop, rounded as torchvision (one number) and timm (two) do."""
+        rows, columns = _pair(self.resize)
+        if self.crop == "squash":
+            return columns, rows
+        if self.crop == "center" and rows == columns:
+            longer = int(rows * max(width, height) / min(width, height))
+            return (rows, longer) if width <= height else (longer, rows)
+        ratios = height / rows, width / columns
+        ratio = min(ratios) if self.crop == "center" else max(ratios)
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
 
     def _crop(self, image: Image.Image) -> Image.Image:
-        # A smaller image is set on black; the odd pixel falls as in torchvision's center_crop.
-        def start(length: int) -> int:
-            return round((length - self.size) / 2) if length >= self.size else -((self.size - length) // 2)
+        # A smaller image is set on a colour; the odd pixel falls as in torchvision's center_crop.
+        def start(length: int, wanted: int) -> int:
+            return round((length - wanted) / 2) if length >= wanted else -((wanted - length) // 2)
 
-        if image.size == (self.size, self.size):
+        height, width = _pair(self.size)
+        if image.size == (width, height):
             return image
-        left, top = start(image.width), start(image.height)
-        return image.crop((left, top, left + self.size, top + self.size))
+        left, top = start(image.width, width), start(image.height, height)
+        if self.crop != "border":
+            return image.crop((left, top, left + width, top + height))
+        colour = tuple(round(255 * value) for value in self.mean)
+        canvas = Image.new(image.mode, (width, height), colour if self.channels == 3 else colour[0])
+        canvas.paste(image, (-left, -top))
+        return canvas
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width."""
+    return (value, value) if isinstance(value, int) else value
 
 
 def _in_colours(image: Image.Image, channels: int) -> Image.Image:

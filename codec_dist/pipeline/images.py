@@ -1,6 +1,5 @@
 """Images of a run, as the model sees them: a part of the split, or chosen samples of a shard."""
 
-import functools
 import threading
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from codec_dist.config import Config, ModelSection
+from codec_dist.config import Config
 from codec_dist.models import LoadedModel, load_model
 from codec_dist.pipeline.errors import PipelineError
 from codec_dist.pipeline.run_directory import RunDirectory
@@ -20,6 +19,9 @@ from codec_dist.shards import Retries, ShardIndex, ShardInfo, configured_index, 
 from codec_dist.utils import CodecError, without_credentials
 
 SECONDS_FOR_A_LOOK = 10.0
+
+MODELS_KEPT = 2
+_LOADED: dict[tuple[str, int, tuple[int, int] | None], LoadedModel] = {}
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,14 @@ def load_run_model(config: Config) -> LoadedModel:
     """The run's model; loaded once per process, and again when its weights file changes."""
     weights = Path(config.model.weights)
     changed = (weights.stat().st_mtime_ns, weights.stat().st_size) if weights.is_file() else None
-    return _load_model(config.model.model_dump_json(), config.run.seed, changed)
+    key = config.model.model_dump_json(), config.run.seed, changed
+    if key not in _LOADED:
+        loaded = load_model(config.model, seed=config.run.seed)
+        while len(_LOADED) >= 2 * MODELS_KEPT:
+            _LOADED.pop(next(iter(_LOADED)))
+        # The section with what followed from the weights names the same model.
+        _LOADED[key] = _LOADED[loaded.section.model_dump_json(), config.run.seed, changed] = loaded
+    return _LOADED[key]
 
 
 def shard_images(config: Config, info: ShardInfo, keys: Collection[str]) -> Iterator[PreparedImage]:
@@ -101,8 +110,3 @@ def part_images(
     if not images:
         raise PipelineError(f"the {part} part of {Path(config.data.shards)} holds no image")
     return torch.stack(images), torch.tensor(labels)
-
-
-@functools.lru_cache(maxsize=2)
-def _load_model(section: str, seed: int, changed: tuple[int, int] | None) -> LoadedModel:
-    return load_model(ModelSection.model_validate_json(section), seed=seed)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from codec_dist.config import Config, ConfigError, load_config, save_config, shown_config
 from codec_dist.extraction import Plan, make_plan
 from codec_dist.pipeline.errors import PipelineError
+from codec_dist.pipeline.images import load_run_model
 from codec_dist.pipeline.inputs import planned_inputs, present_inputs
 from codec_dist.pipeline.run_directory import RunDirectory, StageRecord
 from codec_dist.pipeline.stage import Stage, StageContext
@@ -41,6 +42,7 @@ def run_stages(config: Config, names: Sequence[str] | None = None) -> list[Stage
     """
     check_choices(config)
     run = RunDirectory(config.run.directory, config.store.location)
+    config = _with_model_settings(config, run, names)
     asked = [stage for stage in STAGES if names is None or stage.name in names]
     planned = _check_ahead(config, run, asked)
     # A config that turns out to be refused must not take the place of the one that the run was made with.
@@ -65,7 +67,7 @@ def check_config(config: Config) -> None:
     """
     check_choices(config)
     run = RunDirectory(config.run.directory, config.store.location)
-    _check_ahead(config, run, STAGES)
+    _check_ahead(_with_model_settings(config, run, None), run, STAGES)
 
 
 def _check_ahead(config: Config, run: RunDirectory, asked: Sequence[Stage]) -> Planned | None:
@@ -99,6 +101,35 @@ def _is_current(name: str, config: Config, run: RunDirectory) -> bool:
     stage = next(stage for stage in STAGES if stage.name == name)
     record = run.record(name)
     return record is not None and record.fingerprint == stage_fingerprint(stage, config, run)
+
+
+def _with_model_settings(config: Config, run: RunDirectory, names: Sequence[str] | None) -> Config:
+    """The config with the preprocessing and the options that follow from the model's weights, which are said where
+    images are to be explained. A report can be made without the model.
+    """
+    stages = {stage.name for stage in STAGES} if names is None else set(names)
+    if stages <= {"prepare"}:
+        return config
+    try:
+        loaded = load_run_model(config)
+    except CodecError:
+        if not stages <= {"prepare", "report"}:
+            raise
+        return _with_saved_model(config, run)
+    if "extract" in stages:
+        for note in loaded.notes:
+            _say(f"extract: {note}")
+    return config.model_copy(update={"model": loaded.section})
+
+
+def _with_saved_model(config: Config, run: RunDirectory) -> Config:
+    """The model's settings of the run's own config, where that was resolved from the same."""
+    try:
+        saved = load_config(run.config).model
+    except ConfigError:
+        return config
+    same = (saved.spec, saved.weights) == (config.model.spec, config.model.weights)
+    return config.model_copy(update={"model": saved}) if same and config.model.preprocessing is None else config
 
 
 def stage_fingerprint(stage: Stage, config: Config, run: RunDirectory) -> str:

@@ -60,8 +60,9 @@ def stages_of_command(command: str) -> list[str]:
 
 def _extract(context: StageContext) -> dict[str, Any]:
     summary = extract(context.config, context.tracker, session=context.ray, planned=context.planned)
-    lost = {f"actors lost ({cause})": count for cause, count in summary.causes.items()}
-    return {"samples": summary.samples, "dropped": summary.dropped, **lost}
+    counts: dict[str, Any] = {"samples": summary.samples, "dropped": summary.dropped}
+    counts |= {f"actors lost ({cause})": count for cause, count in summary.causes.items()}
+    return counts if summary.accuracy is None else {**counts, "accuracy": round(summary.accuracy, 6)}
 
 
 def _train(context: StageContext) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from codec_dist.store.layout import read_layout
 from codec_dist.store.ledger import Marker, read_markers
 from codec_dist.store.pieces import Block, Chunk, ChunkName
 from codec_dist.store.quantities import Quantity, terms_of
-from codec_dist.store.samples import read_samples
+from codec_dist.store.samples import read_samples, shard_tables
 from codec_dist.store.selection import find_rows, spread_rows
 from codec_dist.utils import derive_seed
 
@@ -128,6 +128,14 @@ class ContributionStore:
         ``row`` is the row in the Zarr arrays; the place in this table is what :meth:`read` takes.
         """
         return read_samples(self._layout, self._markers)
+
+    def sample_tables(self) -> Iterator[pa.Table]:
+        """The tables of samples of the finished shards, one after the other, in order.
+
+        Raises:
+            StoreError: a table is lost or damaged.
+        """
+        return shard_tables(self._layout, self._markers)
 
     def __len__(self) -> int:
         return sum(marker.rows for marker in self._markers.values())

@@ -43,6 +43,13 @@ class Progress:
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._line()
 
+    def say(self, line: str) -> None:
+        """Print a line above the bar, or among the lines."""
+        if self._bar is not None:
+            self._bar.write(line, file=self._stream)
+        else:
+            print(line, file=self._stream, flush=True)
+
     def __enter__(self) -> Self:
         return self
 

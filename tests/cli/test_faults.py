@@ -100,6 +100,38 @@ def test_weights_that_do_not_fit_are_named(
     assert message in refused(capsys, "extract", str(config), "--model.weights", str(weights))
 
 
+def test_own_weights_without_preprocessing_are_refused_before_anything_starts(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = config.parent / "weights.safetensors"
+    save_file(digits_classifier().state_dict(), weights)
+    line = refused(capsys, "extract", str(config), "--model.weights", str(weights), "--model.preprocessing", "null")
+    assert str(weights) in line
+    assert "model.preprocessing" in line
+    assert not (config.parent / "run").exists()
+
+
+RAISING = """
+from codec_dist.demo.classifier import DigitsClassifier
+
+class Raising(DigitsClassifier):
+    def forward(self, images):
+        if images.std() > 0:
+            raise RuntimeError("expected a blank image\\nat line 7")
+        return super().forward(images)
+"""
+
+
+def test_error_of_the_model_itself_is_one_line(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (config.parent / "raising_network.py").write_text(RAISING)
+    monkeypatch.syspath_prepend(config.parent)
+    line = refused(capsys, "extract", str(config), "--model.spec", "module:raising_network:Raising")
+    assert "the model raised RuntimeError while" in line
+    assert "expected a blank image" in line
+
+
 def test_wrong_image_size_is_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "[3, 16, 16]" in refused(capsys, "extract", str(config), "--model.preprocessing", "{size: 16, channels: 3}")
 

@@ -1,5 +1,6 @@
 """A config is validated once, says what is wrong in one line, and survives a round trip."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +191,35 @@ def test_config_is_frozen() -> None:
     config = parse_config(MINIMAL)
     with pytest.raises(ValueError, match="frozen"):
         config.run.seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("weights", "kind"),
+    [
+        ("IMAGENET1K_V1", "set"),
+        ("ResNet50_Weights.IMAGENET1K_V2", "set"),
+        ("DEFAULT", "set"),
+        ("default", "default"),
+        ("none", "none"),
+        ("weights.pth", "file"),
+        ("./WEIGHTS", "file"),
+        ("./none", "file"),
+        ("models/IMAGENET1K_V1", "file"),
+    ],
+)
+def test_names_of_weight_sets_are_no_paths(tmp_path: Path, weights: str, kind: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"run: {{directory: run}}\ndata: {{shards: shards}}\nmodel: {{spec: a, weights: {weights}}}\n")
+    config = load_config(path)
+    assert config.model.weights_kind == kind
+    assert config.model.weights == (os.path.normpath(tmp_path / weights) if kind == "file" else weights)
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+
+
+@pytest.mark.parametrize("size", [0, -1, "large", [8], [8, 0], [8, 8, 8], 8.5, True])
+def test_sizes_that_are_no_pixels_are_refused(size: object) -> None:
+    model = {"spec": "a", "preprocessing": {"size": size}}
+    values = {"run": {"directory": "r"}, "data": {"shards": "s"}, "model": model}
+    with pytest.raises(ConfigError, match=r"model\.preprocessing\.size"):
+        parse_config(values)

@@ -1,0 +1,129 @@
+"""Extraction says early how well predictions agree with labels, and keeps the totals over an interrupted run."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from codec_dist.cli import main
+from codec_dist.shards import Sample, load_index, pack
+from codec_dist.tracking import read_metrics
+
+SHARDS, PER_SHARD = 3, 20
+
+
+def picture(level: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8), 20 * level).save(buffer, format="png")
+    return buffer.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def network_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here as well as in the actors."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Path]:
+    """The config of a run over pictures of ten grey levels, labelled by a function of the level."""
+
+    def write(label: Callable[[int], int | None], outputs: int, classes: int) -> Path:
+        levels = [number % 10 for number in range(SHARDS * PER_SHARD)]
+        samples = [Sample(f"p{n:03}", picture(level), "png", label(level)) for n, level in enumerate(levels)]
+        pack(samples, tmp_path / "shards", samples_per_shard=PER_SHARD, classes=[f"c{n}" for n in range(classes)])
+        values = {
+            "run": {"directory": str(tmp_path / "run")},
+            "data": {"shards": str(tmp_path / "shards")},
+            "model": {
+                "spec": "module:brightness_classifier:brightness_classifier",
+                "options": {"outputs": outputs},
+            },
+            "attribution": {"layers": ["layer"], "method": {"name": "activation_gradient"}},
+            "cluster": {"actors": 1},
+            "tracking": {"mode": "disabled"},
+        }
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return write
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
+    lines = capsys.readouterr().err.splitlines()
+    return [line for line in lines if any(word in line for word in words or ("accuracy ", "warning: "))]
+
+
+@pytest.mark.ray
+def test_accuracy_is_said_after_the_first_shard_and_at_the_end(
+    make: Callable[..., Path], ray_cluster: object, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    # Three of the ten levels bear a wrong label.
+    config = make(lambda level: (level + 5) % 10 if level < 3 else level, outputs=10, classes=10)
+    right = [int(key[1:]) % 10 >= 3 for key in load_index(tmp_path / "shards").samples()["key"].to_pylist()]
+    assert main(["extract", str(config)]) == 0
+    assert said(capsys) == [
+        f"extract: accuracy {100 * sum(right[:PER_SHARD]) / PER_SHARD:.1f} % on {PER_SHARD} labelled images",
+        f"extract: accuracy 70.0 % on {SHARDS * PER_SHARD} labelled images",
+    ]
+    entries = list(read_metrics(tmp_path / "run" / "metrics.jsonl"))
+    points = [entry["metrics"] for entry in entries if "extract/accuracy" in entry.get("metrics", {})]
+    assert [point["extract/accuracy"] for point in points] == pytest.approx(
+        [sum(right[: n * PER_SHARD]) / (n * PER_SHARD) for n in range(1, SHARDS + 1)]
+    )
+    summaries = [entry["summary"] for entry in entries if "extract/accuracy" in entry.get("summary", {})]
+    assert summaries[-1]["extract/accuracy"] == pytest.approx(0.7)
+    assert summaries[-1]["extract/labelled"] == SHARDS * PER_SHARD
+
+    main(["store", "digest", str(tmp_path / "run")])
+    digest = capsys.readouterr().out
+    (tmp_path / "run" / "store" / "ledger" / "000001.json").unlink()
+    assert main(["extract", str(config)]) == 0
+    # One shard is done again; the others' labels are counted, too.
+    assert said(capsys)[-1] == f"extract: accuracy 70.0 % on {SHARDS * PER_SHARD} labelled images"
+    main(["store", "digest", str(tmp_path / "run")])
+    assert capsys.readouterr().out == digest
+
+
+@pytest.mark.ray
+def test_labels_of_another_numbering_are_noticed_after_the_first_shard(
+    make: Callable[..., Path], ray_cluster: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make(lambda level: (level + 1) % 10, outputs=13, classes=10)
+    assert main(["extract", str(config)]) == 0
+    lines = said(capsys)
+    assert lines[0] == f"extract: accuracy 0.0 % on {PER_SHARD} labelled images"
+    assert f"0 of {PER_SHARD} images" in lines[1]
+    assert "13 outputs" in lines[2]
+    final = lines[-3:]
+    assert f"0 of {SHARDS * PER_SHARD} images" in final[1]
+    assert "1 below" in final[1]
+
+
+@pytest.mark.ray
+def test_nothing_is_said_of_images_without_labels(
+    make: Callable[..., Path], ray_cluster: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["extract", str(make(lambda level: None, outputs=10, classes=10))]) == 0
+    assert said(capsys) == []
+
+
+@pytest.mark.ray
+def test_preprocessing_that_follows_from_the_model_is_said_and_kept_in_the_runs_config(
+    make: Callable[..., Path], ray_cluster: object, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    config = make(lambda level: level, outputs=10, classes=10)
+    assert main(["extract", str(config)]) == 0
+    first, *_ = said(capsys, "extract: ")
+    assert "8 x 8" in first
+    assert "attribute `preprocessing` of BrightnessClassifier" in first
+    kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["model"]["preprocessing"]
+    assert (kept["size"], kept["channels"], kept["mean"], kept["std"]) == (8, 1, [0.0], [1.0])
+    assert "BrightnessClassifier" in kept["source"]
+    # The run's own config goes on with the same run.
+    assert main(["extract", str(tmp_path / "run" / "config.yaml")]) == 0
+    assert said(capsys, "done already")
