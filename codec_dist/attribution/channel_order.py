@@ -9,6 +9,8 @@ CHANNELS_FIRST = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm),
     *(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
 )
+# Modules of torch that keep the order of what comes before.
+ELEMENTWISE = ("torch.nn.modules.activation", "torch.nn.modules.dropout")
 # What timm's MLPs do between their two linear layers.
 WITHIN_MLP = ("act", "drop1", "norm")
 
@@ -34,9 +36,8 @@ def _order(model: nn.Module, name: str, at_input: bool) -> str | None:
     if isinstance(module, nn.Sequential) and len(module):
         children = [child for child, _ in module.named_children()]
         return _order(model, f"{name}.{children[0 if at_input else -1]}".lstrip("."), at_input)
-    before = _before(model, name)
-    # Activations and dropout keep the order of what comes before.
-    return _order(model, before, at_input=False) if before is not None and not list(module.children()) else None
+    before = _before(model, name) if type(module).__module__ in ELEMENTWISE or type(module) is nn.Identity else None
+    return None if before is None else _order(model, before, at_input=False)
 
 
 def _known(module: nn.Module, at_input: bool) -> str | None:

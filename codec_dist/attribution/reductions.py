@@ -82,7 +82,8 @@ def make_reduction(model: nn.Module, key: LayerKey, traced: Traced | None = None
             values = find_tokens(model, key, traced, values.shape[tokens]).of(values, tokens)
         elif name == "tokens":
             _require_three(key, values)
-        return values.unsqueeze(2) if values.ndim == 2 else values.movedim(axis(values), 1).flatten(2)
+        dimension = axis(values)
+        return values.unsqueeze(2) if values.ndim == 2 else values.movedim(dimension, 1).flatten(2)
 
     return Reduction(arrange, name == "mean", axis)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -9,12 +10,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from codec_dist.attribution import Capture, make_reduction, needs_trace, trace_layers
+from codec_dist.attribution import Capture, Traced, make_reduction, needs_trace, trace_layers
 from codec_dist.models import LayerKey, resolve_layers
 from codec_dist.visualization.errors import VisualizationError
 
 ChannelNumbers = Sequence[int] | Int[np.ndarray, "chosen"] | Int[Tensor, "chosen"]
 Maps = Float[Tensor, "batch colour height width"]
+
+# What was found out of models that are still in use.
+_TRACED: "WeakKeyDictionary[nn.Module, dict[LayerKey, Traced | None]]" = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +65,7 @@ def mode_maps(
         raise VisualizationError(f"no images were given for a mode map of {layer}")
     parameter = next(model.parameters(), images)
     images = images.detach().to(parameter.device, parameter.dtype)
-    traced = trace_layers(model, [key], images).get(key.site) if needs_trace(model, key) else None
+    traced = _traced(model, key, images)
     # Of the attention kernels only the plain one can be differentiated twice.
     plain = sdpa_kernel(SDPBackend.MATH)
     with torch.inference_mode(False), torch.enable_grad(), plain, Capture(model, [key]) as capture:
@@ -74,6 +78,16 @@ def mode_maps(
             raise VisualizationError(f"layer {layer} does not influence the output: choose another")
         chosen = _checked_channels(layer, channels, arrange(slope).shape[1])
         return _halves(layer, arrange(units)[:, chosen], arrange(slope)[:, chosen].detach(), pixels)
+
+
+def _traced(model: nn.Module, key: LayerKey, images: Maps) -> Traced | None:
+    """What a forward pass tells of the layer, where its own type does not; one pass for all maps of a model."""
+    if not needs_trace(model, key):
+        return None
+    known = _TRACED.setdefault(model, {})
+    if key not in known:
+        known[key] = trace_layers(model, [key], images).get(key.site)
+    return known[key]
 
 
 def _halves(layer: str, followed: Tensor, slope: Tensor, pixels: Tensor) -> ModeMaps:
