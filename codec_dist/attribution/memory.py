@@ -106,9 +106,10 @@ def measure_image(capture: Capture, image: Float[Tensor, "one ..."]) -> Footprin
     kept: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if tensor.layout is torch.strided:  # sparse tensors, such as of a fixed graph, are parts of the model
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):

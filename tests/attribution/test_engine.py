@@ -232,3 +232,23 @@ def test_calls_that_make_no_sense_are_refused(cnn: Pair) -> None:
         Attributor(model, ["blocks"], IntegratedGradients(2, torch.zeros(3, 2, 2)))(images)
     with pytest.raises(ModelError, match="did you mean"):
         Attributor(model, ["blocks.7"])
+
+
+class OnAGraph(nn.Module):
+    """Mixes channels by a sparse matrix, as networks on graphs do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+        self.register_buffer("edges", torch.eye(4).roll(1, 0).to_sparse())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head((self.edges @ self.conv(images).relu().mean((2, 3)).T).T)
+
+
+def test_a_model_with_sparse_tensors_is_explained() -> None:
+    torch.manual_seed(0)
+    model, images = OnAGraph().eval(), torch.randn(2, 3, 8, 8)
+    sparse = Attributor(model, ["conv"])(images)["conv"]
+    model.edges = model.edges.to_dense()
+    torch.testing.assert_close(sparse.net, Attributor(model, ["conv"])(images)["conv"].net)
