@@ -133,7 +133,7 @@ def calibrate(model: nn.Module, size: int) -> nn.Module:
     return model.eval()
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     choices=st.lists(layer_choices, min_size=1, max_size=3),
     width=st.sampled_from([4, 8, 16]),
@@ -178,7 +178,12 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+QUICK = {"efficientnet", "mobilenet_v2", "repvgg"}
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(family, marks=[] if family in QUICK else pytest.mark.slow) for family in FAMILIES]
+)
 def test_families_agree_with_float64(family: str) -> None:
     build, layers = FAMILIES[family]
     with torch.random.fork_rng():

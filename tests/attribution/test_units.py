@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from codec_dist.attribution import ActivationGradient, AttributionError, Attributor
+from codec_dist.attribution import ActivationGradient, AttributionError, Attributor, Optimizations
 
 
 def hidden_of(model: nn.Module, layer: str, images: Tensor) -> Tensor:
@@ -25,7 +25,9 @@ def hidden_of(model: nn.Module, layer: str, images: Tensor) -> Tensor:
 
 def reduced(model: nn.Module, layer: str, images: Tensor) -> Tensor:
     """The engine's sum over positions of a layer's activations."""
-    result = Attributor(model, [layer], ActivationGradient(), activations=True)(images)[layer]
+    # Which optimisations the model is fit for does not matter here.
+    plain = Optimizations(inplace=False, fold_batchnorm=False, channels_last=False)
+    result = Attributor(model, [layer], ActivationGradient(), activations=True, optimizations=plain)(images)[layer]
     return result.activation_positive + result.activation_negative
 
 
@@ -104,7 +106,13 @@ def with_random_weights(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("name", CASES)
+# One of each kind in every run, all of them in the slow one.
+QUICK = {"vit_tiny_patch16_224", "vit_medium_patch16_reg4_gap_256", "cait_xxs24_224", "mixer_s32_224", "levit_128s"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in CASES]
+)
 def test_class_and_patch_tokens_are_those_that_the_block_holds(name: str) -> None:
     options, layers = CASES[name]
     torch.manual_seed(0)
@@ -239,7 +247,12 @@ SIZES: dict[str, tuple[int, int, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", SIZES)
+QUICK_SIZES = {"mambaout_femto", "convnext_atto", "regnety_002"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK_SIZES else pytest.mark.slow) for name in SIZES]
+)
 def test_the_channels_are_the_axis_that_does_not_change_with_the_size_of_the_image(name: str) -> None:
     first, second, layers = SIZES[name]
     torch.manual_seed(0)
