@@ -145,11 +145,12 @@ def path_sum_for(device: torch.device, *, fused: bool = True) -> Callable[[], Pa
     return FusedSum if fused and can_fuse(device) else RunningSum
 
 
-def fused_difference(points: Sequence[tuple[PointHidden, PointHidden]], reduction: Reduction) -> float:
+def fused_difference(points: Sequence[tuple[Tensor, Tensor]], reduction: Reduction) -> float:
     """How far the fused kernel is from plain operations: norm of the difference over that of the contributions.
 
     Args:
-        points: h and ∂T/∂h of one layer at two points of a path or more, from x towards x₀.
+        points: h and ∂T/∂h [batch, ...] of one layer at two points of a path or more, from x towards x₀; a point of one
+            sample serves the whole batch.
         reduction: how the layer is reduced.
     """
     fused, plain = FusedSum(), RunningSum()
