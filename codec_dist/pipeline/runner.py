@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from codec_dist.config import Config, ConfigError, load_config, save_config, shown_config
 from codec_dist.extraction import Plan, make_plan
 from codec_dist.pipeline.errors import PipelineError
-from codec_dist.pipeline.images import load_run_model
+from codec_dist.pipeline.images import load_run_model, run_index
 from codec_dist.pipeline.inputs import planned_inputs, present_inputs
 from codec_dist.pipeline.run_directory import RunDirectory, StageRecord
 from codec_dist.pipeline.stage import Stage, StageContext
@@ -110,6 +110,8 @@ def _with_model_settings(config: Config, run: RunDirectory, names: Sequence[str]
     stages = {stage.name for stage in STAGES} if names is None else set(names)
     if stages <= {"prepare"}:
         return config
+    if "extract" in stages:
+        run_index(config)  # shards that are not there are said before weights are fetched
     try:
         loaded = load_run_model(config)
     except CodecError:
