@@ -161,9 +161,11 @@ Rule = Callable[[Call], Sequence[Meaning]]
 def _meanings(call: Call) -> Sequence[Meaning]:
     if not call.inputs:
         return [axes.fresh(output.shape, False, frozenset()) for output in call.outputs]
-    rule = RULES.get(call.name)
+    rule = RULES.get(call.name) or RULES.get(call.name.removesuffix("_"))
     if rule is None and torch.Tag.pointwise in call.function.tags:
         rule = _elementwise
+    if rule is None and _keeps_axes(call):
+        rule = _same
     if rule is not None:
         try:
             found = rule(call)
@@ -174,6 +176,18 @@ def _meanings(call: Call) -> Sequence[Meaning]:
     elif call.function._schema.is_mutable and any(value.varied for value in call.inputs):
         call.trace.scatter(call.args[0])
     return [_unfollowed(call, output) for output in call.outputs]
+
+
+def _keeps_axes(call: Call) -> bool:
+    """Whether an operation of one tensor leaves its shape and names no dimension: activations that torch does not mark
+    as acting on each number by itself, such as hardswish.
+    """
+    names = {argument.name for argument in call.function._schema.arguments}
+    return (
+        len(call.inputs) == 1
+        and not names & {"dim", "dims", "dimension", "shape", "size", "shifts"}
+        and all(tuple(output.shape) == call.inputs[0].shape for output in call.outputs)
+    )
 
 
 def _unfollowed(call: Call, output: Tensor) -> Meaning:
@@ -375,6 +389,26 @@ def _pool(dimensions: int) -> Rule:
     return rule
 
 
+def _gated(call: Call) -> Sequence[Meaning]:
+    """Half of an axis as a factor for the other half."""
+    value, output, dimension = call.inputs[0], call.outputs[0], call.dimension(1, default=-1)
+    found = list(value.axes)
+    found[dimension] = axes.new_axis(output.shape[dimension], _lost(value.axes[dimension]))
+    if found[dimension] and value.axes[dimension]:
+        found[dimension][0].kind.join(value.axes[dimension][0].kind)
+    return [value.with_axes(found)]
+
+
+def _shuffled(call: Call) -> Sequence[Meaning]:
+    """Channels to positions, or back: what is computed so has channels where its operand has them."""
+    value, output = call.inputs[0], call.outputs[0]
+    channel = len(value.axes) - 3
+    axes.mark(value.axes[channel], CHANNELS)
+    produced = axes.new_axis(output.shape[channel], _lost(value.axes[channel]), CHANNELS)
+    positions = _positions(value, output, channel + 1)
+    return [Meaning((*value.axes[:channel], produced, *positions), value.varied, value.origin)]
+
+
 def _channel_norm(call: Call) -> Sequence[Meaning]:
     value = call.inputs[0]
     axes.mark(value.axes[1], CHANNELS)
@@ -447,6 +481,10 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention"), _attention),
     **dict.fromkeys(("_scaled_dot_product_cudnn_attention", "_scaled_dot_product_attention_math"), _attention),
     **dict.fromkeys(("roll", "flip", "sort"), _reordered),
+    **dict.fromkeys(("_prelu_kernel", "rrelu_with_noise"), _same),
+    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), _shuffled),
+    "fractional_max_pool2d": _pool(2),
+    "glu": _gated,
     "expand": _expand,
     "linear": _linear,
     "slice": _slice,

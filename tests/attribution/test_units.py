@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from codec_dist.attribution import ActivationGradient, AttributionError, Attributor, Optimizations
+from codec_dist.attribution import ActivationGradient, AttributionError, Attributor, Optimizations, trace_layers
+from codec_dist.models import LayerKey
 
 
 def hidden_of(model: nn.Module, layer: str, images: Tensor) -> Tensor:
@@ -326,3 +327,31 @@ def test_channels_of_square_tensors(kinds: list[tuple[str, bool]], last: bool) -
         layer = f"blocks.{number}"
         hidden = hidden_of(model, layer, images)
         close(reduced(model, layer, images), hidden.sum((1, 2) if last else (2, 3)))
+
+
+class Then(nn.Module):
+    """A convolution and what follows it, in one block."""
+
+    def __init__(self, following: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.following = nn.Conv2d(3, 8, 3, padding=1), following
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.following(self.conv(images))
+
+
+FOLLOWING = [
+    *(nn.ReLU6(True), nn.LeakyReLU(inplace=True), nn.ELU(), nn.CELU(), nn.SELU(True), nn.PReLU(), nn.PReLU(8)),
+    *(nn.RReLU(), nn.Hardswish(True), nn.Hardsigmoid(), nn.Hardtanh(inplace=True), nn.Mish(True), nn.SiLU()),
+    *(nn.GELU("tanh"), nn.Softplus(), nn.Softshrink(), nn.Tanhshrink(), nn.LogSigmoid(), nn.Softmax2d()),
+    *(nn.Dropout2d(), nn.GLU(1), nn.LocalResponseNorm(2), nn.InstanceNorm2d(8), nn.GroupNorm(2, 8)),
+    *(nn.PixelShuffle(2), nn.Upsample(scale_factor=2), nn.ReflectionPad2d(1), nn.LPPool2d(2, 2)),
+    *(nn.ChannelShuffle(2), nn.ZeroPad2d(1), nn.AdaptiveMaxPool2d(3)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("following", FOLLOWING, ids=lambda module: type(module).__name__)
+def test_what_follows_a_convolution_leaves_its_channels_where_they_are(following: nn.Module) -> None:
+    model, images = nn.Sequential(Then(following), nn.Flatten(), nn.LazyLinear(2)).eval(), torch.randn(1, 3, 8, 8)
+    model(images)
+    assert trace_layers(model, [LayerKey("0")], images)[LayerKey("0")].channel_axis == 1
