@@ -20,6 +20,9 @@ from codec_dist.store import samples_version
 from codec_dist.tracking import Tracker
 from codec_dist.utils import CodecError, hash_json, naming_full_disk
 
+# Options of models that follow from their weights.
+FOLLOWING_OPTIONS = ("transform_input",)
+
 Planned = tuple[Plan, tuple[ShardInfo, ...]]
 
 
@@ -105,22 +108,15 @@ def _is_current(name: str, config: Config, run: RunDirectory) -> bool:
 
 def _with_model_settings(config: Config, run: RunDirectory, names: Sequence[str] | None) -> Config:
     """The config with the preprocessing and the options that follow from the model's weights, which are said where
-    images are to be explained. A report can be made without the model.
+    images are to be explained. Later stages find them in the run's own config, and need no model for that.
     """
     stages = {stage.name for stage in STAGES} if names is None else set(names)
-    if stages <= {"prepare"}:
-        return config
-    if "extract" in stages:
-        run_index(config)  # shards that are not there are said before weights are fetched
-    try:
-        loaded = load_run_model(config)
-    except CodecError:
-        if not stages <= {"prepare", "report"}:
-            raise
+    if "extract" not in stages:
         return _with_saved_model(config, run)
-    if "extract" in stages:
-        for note in loaded.notes:
-            _say(f"extract: {note}")
+    run_index(config)  # shards that are not there are said before weights are fetched
+    loaded = load_run_model(config)
+    for note in loaded.notes:
+        _say(f"extract: {note}")
     return config.model_copy(update={"model": loaded.section})
 
 
@@ -130,8 +126,15 @@ def _with_saved_model(config: Config, run: RunDirectory) -> Config:
         saved = load_config(run.config).model
     except ConfigError:
         return config
-    same = (saved.spec, saved.weights) == (config.model.spec, config.model.weights)
-    return config.model_copy(update={"model": saved}) if same and config.model.preprocessing is None else config
+    given = config.model
+    followed = {name: value for name, value in saved.options.items() if name in FOLLOWING_OPTIONS}
+    expected = given.model_copy(
+        update={
+            "options": {**followed, **given.options},
+            "preprocessing": given.preprocessing or saved.preprocessing,
+        }
+    )
+    return config.model_copy(update={"model": saved}) if expected == saved else config
 
 
 def stage_fingerprint(stage: Stage, config: Config, run: RunDirectory) -> str:

@@ -29,6 +29,8 @@ def test_the_default_that_is_shown_is_taken_and_means_the_default(key: str, tmp_
     path = tmp_path / "config.yaml"
     values = {"run": {"directory": "run"}, "data": {"shards": "shards"}, "model": {"spec": "torchvision:resnet18"}}
     path.write_text(yaml.safe_dump(values))
-    # A section of a list of groups has defaults of its own only where the group is given.
-    without = load_config(path, ["--sae.groups", "[{}]"])
-    assert load_config(path, ["--sae.groups", "[{}]", f"--{key}", default]) == without
+    # Sections of a list of groups, and of optional settings, have defaults of their own only where they are given.
+    given = ["--sae.groups", "[{}]"]
+    if key.startswith("model.preprocessing."):
+        given += ["--model.preprocessing.size", "224"]
+    assert load_config(path, [*given, f"--{key}", default]) == load_config(path, given)
