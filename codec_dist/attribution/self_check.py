@@ -21,7 +21,9 @@ from codec_dist.attribution.capture import Captured, borrowed, edited
 from codec_dist.attribution.errors import AttributionError
 from codec_dist.attribution.memory import is_out_of_memory
 from codec_dist.attribution.outputs import checked_output, widened
+from codec_dist.models import model_call, reason_of
 from codec_dist.models.layers import LayerKey
+from codec_dist.utils import CodecError
 
 Images = Float[Tensor, "batch ..."]
 Run = Callable[[Images], Captured]
@@ -172,11 +174,13 @@ class SelfCheck:
         try:
             with form() as run:
                 return [(self._run(run, images), False), (self._run(run, images[:1]), True)]
-        except RuntimeError as error:
+        except CodecError:
+            raise
+        except Exception as error:
+            # Whatever the model raises in this form: the plain one has run.
             if is_out_of_memory(error):
                 raise
-            first_line = (str(error).splitlines() or [""])[0]
-            raise FormError(f"the model raises {type(error).__name__}: {first_line[:120]}") from error
+            raise FormError(f"the model raises {type(error).__name__}: {reason_of(error)}") from error
 
     def _differences(self, number: int, passes: Iterable[tuple[Pass, bool]]) -> list[Difference]:
         together, differences = self._plain_together(number), []
@@ -245,7 +249,8 @@ class SelfCheck:
         total = (output * torch.randn(output.shape[1], generator=generator).to(output)).sum()
         found: Sequence[Tensor | None] = [None] * len(hidden)
         if total.requires_grad:
-            found = torch.autograd.grad(total, list(hidden.values()), allow_unused=True)
+            with model_call("gradients were computed"):
+                found = torch.autograd.grad(total, list(hidden.values()), allow_unused=True)
         # Whether a layer leads to the output is for others to say.
         slopes = [torch.zeros_like(each) if slope is None else slope for each, slope in zip(hidden.values(), found)]
         hidden = {site: tensor.detach() for site, tensor in hidden.items()}
@@ -264,7 +269,8 @@ class SelfCheck:
 
         def run(images: Images) -> Captured:
             hidden.clear()
-            return Captured(self._model(images.clone()), dict(hidden))
+            with model_call(f"it computed images of {list(images.shape)}"):
+                return Captured(self._model(images.clone()), dict(hidden))
 
         with borrowed(self._model), edited(self._model, {site: partial(keep, site) for site in self._sites}):
             yield run
