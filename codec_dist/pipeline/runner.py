@@ -45,9 +45,11 @@ def run_stages(config: Config, names: Sequence[str] | None = None) -> list[Stage
     """
     check_choices(config)
     run = RunDirectory(config.run.directory, config.store.location)
-    config = _with_model_settings(config, run, names)
+    config, notes = _with_model_settings(config, run, names)
     asked = [stage for stage in STAGES if names is None or stage.name in names]
     planned = _check_ahead(config, run, asked)
+    for note in notes:
+        _say(f"extract: {note}")
     # A config that turns out to be refused must not take the place of the one that the run was made with.
     if not run.config.exists():
         _save_config(config, run)
@@ -70,7 +72,8 @@ def check_config(config: Config) -> None:
     """
     check_choices(config)
     run = RunDirectory(config.run.directory, config.store.location)
-    _check_ahead(_with_model_settings(config, run, None), run, STAGES)
+    config, _ = _with_model_settings(config, run, None)
+    _check_ahead(config, run, STAGES)
 
 
 def _check_ahead(config: Config, run: RunDirectory, asked: Sequence[Stage]) -> Planned | None:
@@ -106,18 +109,18 @@ def _is_current(name: str, config: Config, run: RunDirectory) -> bool:
     return record is not None and record.fingerprint == stage_fingerprint(stage, config, run)
 
 
-def _with_model_settings(config: Config, run: RunDirectory, names: Sequence[str] | None) -> Config:
-    """The config with the preprocessing and the options that follow from the model's weights, which are said where
-    images are to be explained. Later stages find them in the run's own config, and need no model for that.
+def _with_model_settings(
+    config: Config, run: RunDirectory, names: Sequence[str] | None
+) -> tuple[Config, tuple[str, ...]]:
+    """The config with the preprocessing and the options that follow from the model's weights, and what is to be said
+    of them where images are explained. Later stages find them in the run's own config, and need no model for that.
     """
     stages = {stage.name for stage in STAGES} if names is None else set(names)
     if "extract" not in stages:
-        return _with_saved_model(config, run)
+        return _with_saved_model(config, run), ()
     run_index(config)  # shards that are not there are said before weights are fetched
     loaded = load_run_model(config)
-    for note in loaded.notes:
-        _say(f"extract: {note}")
-    return config.model_copy(update={"model": loaded.section})
+    return config.model_copy(update={"model": loaded.section}), tuple(loaded.notes)
 
 
 def _with_saved_model(config: Config, run: RunDirectory) -> Config:
