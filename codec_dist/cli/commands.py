@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from codec_dist.config import config_reference, load_config, packaged_config, packaged_names, write_yaml
+from codec_dist.config import config_reference, load_config, packaged_config, packaged_names, shown_config, write_yaml
 from codec_dist.config import config_schema as schema_of_config
 from codec_dist.utils import Progress
 
@@ -133,7 +133,8 @@ def store_export(arguments: argparse.Namespace) -> None:
 def config_show(arguments: argparse.Namespace) -> None:
     """The resolved config; then what any stage would refuse."""
     config = load_config(arguments.config, arguments.overrides)
-    print(write_yaml(config.model_dump(mode="json")), end="", flush=True)
+    # YAML may break a long text into lines, after which nobody could find the credentials in a URL.
+    print(write_yaml(shown_config(config).model_dump(mode="json")), end="", flush=True)
     if not arguments.no_check:
         from codec_dist.pipeline import check_config
 

@@ -131,7 +131,9 @@ def _add_shards(verbs: Any) -> None:
         "--format", dest="image_format", choices=["png", "jpg"], help="shapes: encoding of the images [png]"
     )
     pack.add_argument("--image-column", metavar="NAME", help="Parquet: column of the images [found by its type]")
-    pack.add_argument("--label-column", metavar="NAME", help="Parquet: column of the labels [found by its name]")
+    pack.add_argument(
+        "--label-column", metavar="NAME", help="Parquet: column of the labels, or `none` [found by its name]"
+    )
     index = _command(group, "index", commands.shards_index, "scan the headers of shards once and write their index")
     index.add_argument(
         "location", metavar="DIR_OR_URL", help="folder of the shards, or a quoted pattern such as 'DIR/train-*.tar'"

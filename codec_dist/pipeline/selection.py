@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import product
 from pathlib import Path
 
 from jaxtyping import Float
@@ -14,6 +15,9 @@ from codec_dist.pipeline.run_directory import RunDirectory
 from codec_dist.sae import SparseAutoencoder
 from codec_dist.training import read_left_out
 from codec_dist.utils import read_json, suggestion
+
+# How many layers a message names.
+NAMED = 3
 
 
 def selected_saes(run: RunDirectory) -> dict[str, dict[str, str]]:
@@ -62,10 +66,11 @@ def matching_saes(
         trained_yet: whether the SAEs exist, for the message.
 
     Raises:
-        PipelineError: a pattern that no layer matches, a quantity without SAEs, or one with both signs side by side.
+        PipelineError: a pattern that no layer matches, a quantity without SAEs, one with both signs side by side, or
+            layers and quantities that have SAEs, but none together.
     """
     none = f"no SAE {'was' if trained_yet else 'will be'} trained for"
-    known = [*selected, *(layer for layer, _ in left_out)]
+    known = list(dict.fromkeys([*selected, *(layer for layer, _ in left_out)]))
     for pattern in layers:
         if not any(_matches(layer, pattern) for layer in known):
             raise PipelineError(f"{setting}.layers: {none} {pattern!r}: {suggestion(pattern, known)}")
@@ -78,13 +83,14 @@ def matching_saes(
             )
         if quantity not in trained:
             raise PipelineError(f"{setting}.quantities: {none} {quantity!r}: {suggestion(quantity, trained)}")
-    return [
-        (layer, quantity)
-        for layer in selected
-        if any(_matches(layer, pattern) for pattern in layers)
-        for quantity in quantities
-        if quantity in selected[layer]
-    ]
+    meant = [layer for layer in known if any(_matches(layer, pattern) for pattern in layers)]
+    found = [(layer, quantity) for layer in meant for quantity in quantities if quantity in selected.get(layer, ())]
+    if meant and quantities and not found and not any(each in left_out for each in product(meant, quantities)):
+        raise PipelineError(
+            f"{setting}: {none} any of the quantities {', '.join(quantities)} of the layers {', '.join(meant[:NAMED])}"
+            f"{', ...' if len(meant) > NAMED else ''}: name those that sae.groups puts together"
+        )
+    return found
 
 
 def class_mode_rows(modes: LayerModes, folder: Path) -> dict[int, Float[Tensor, " channels"]]:

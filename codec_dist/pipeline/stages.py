@@ -87,8 +87,14 @@ def _train(context: StageContext) -> dict[str, Any]:
 
 
 def _check_training(inputs: StageInputs) -> None:
-    """Refuse SAEs that cannot be trained on what is stored, and a split with an empty part."""
+    """Refuse SAEs that cannot be trained on what is stored or chosen as asked, and a split with an empty part."""
     _ = inputs.saes
+    settings = inputs.config.sae
+    if settings.selection.minimum_stability is not None and all(len(set(each.seeds)) < 2 for each in settings.groups):
+        raise PipelineError(
+            "sae.selection.minimum_stability compares SAEs of several seeds, but each of sae.groups has one: set "
+            "sae.groups.0.seeds, e.g. to [0, 1, 2]"
+        )
     check_parts(inputs.parts, f"the {sum(inputs.parts.values())} samples of {inputs.config.data.shards}")
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 
 from codec_dist.shards.class_files import read_class_rows
@@ -43,10 +44,11 @@ class ClassList:
 def read_class_list(source: str | Path) -> ClassList:
     """A list of classes from a file, or ``imagenet``.
 
-    Read are JSON (a list of names or of [id, name]; an object from numbers to them, or from names to numbers; also
-    under ``id2label``, ``label2id`` or ``label_names`` of a model's settings), CSV with or without a header, and text
-    with one class per line. In CSV and text a column that counts from 0 or 1 is the number of the class; a line may
-    begin with a WordNet id; synonyms follow after commas.
+    Read are JSON and YAML (a list of names, of [id, name], or of objects with a number and a name; an object from
+    numbers to names, or from names to numbers; also under ``id2label``, ``label2id`` or ``names`` of settings), CSV
+    with or without a header, and text with one class per line. In CSV and text a column that counts from 0 or 1 is the
+    number of the class; a line may begin with a WordNet id; synonyms follow after commas; lines of text that begin with
+    # are comments.
 
     Raises:
         ShardError: no such file, or no list of classes in it.
@@ -112,7 +114,7 @@ def match_classes(found: Sequence[str], classes: ClassList, what: str) -> tuple[
 def ordered_names(found: Iterable[str], what: str) -> tuple[list[str], list[str]]:
     """Names in the order in which they are numbered without a list of classes, and notes on what may be wrong with it.
 
-    Names that are all numbers are in the order of the numbers, others in that of their characters.
+    Names that are all numbers are in the order of the numbers, others in that of their characters, as in torchvision.
     """
     names = sorted(found)
     if names and all(INTEGER.fullmatch(name) for name in names):
@@ -124,7 +126,30 @@ def ordered_names(found: Iterable[str], what: str) -> tuple[list[str], list[str]
             f"has the label 0, {what} {names[-1]} the label {len(names) - 1}): if they are numbers of a model's "
             "outputs, pack with --classes FILE"
         ]
-    return names, label_warnings(names, what)
+    return names, [*label_warnings(names, what), *_order_notes(names, what)]
+
+
+def _order_notes(names: Sequence[str], what: str) -> list[str]:
+    """Notes on an order in which people may not expect the names, and on a single class."""
+    if len(names) == 1:
+        return [f"all is in one {what}, {shown(names[0])}, and has the label 0"]
+    for label, (name, following) in enumerate(pairwise(names)):
+        if _larger_number_first(name, following):
+            return [
+                f"the {what}s are numbered in the order of their characters, so that {shown(name)} (label {label}) "
+                f"comes before {shown(following)} (label {label + 1}): if the model's outputs are in another order, "
+                "pack with --classes FILE"
+            ]
+    return []
+
+
+def _larger_number_first(name: str, following: str) -> bool:
+    """Whether names first differ in a number, which is the larger in the first: ``class_10``, ``class_2``."""
+    parts = (re.findall(r"[0-9]+|[^0-9]+", each) for each in (name, following))
+    for one, other in zip(*parts):
+        if one != other:
+            return bool(INTEGER.fullmatch(one) and INTEGER.fullmatch(other)) and int(one) > int(other)
+    return False
 
 
 def label_warnings(names: Sequence[str], what: str) -> list[str]:

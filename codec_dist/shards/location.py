@@ -93,8 +93,8 @@ class Location:
         """Name and size in bytes (None where unknown) of every tar that belongs to it, in the order of names.
 
         Raises:
-            ShardError: there is no such folder, it cannot be listed, some of its tars are compressed, or the pattern
-                names tars that do not exist.
+            ShardError: there is no such folder, it cannot be listed, some of its tars are compressed or parts of one,
+                or the pattern names tars that do not exist.
         """
         if self.scheme in WEB and self.pattern is not None and self.pattern.is_exact:
             return {name: self.size(name) for name in sorted(self.pattern.names)}  # many web servers list nothing
@@ -104,8 +104,8 @@ class Location:
         meant = [name for name in sorted(sizes) if self.pattern is None or self.pattern.matches(name)]
         if compressed := [name for name in meant if is_compressed_name(name)]:
             raise ShardError(
-                f"{len(compressed):,} of the tars in {self.text} are compressed, first {compressed[0]}: shards are "
-                "read as plain tars; decompress them, or move them elsewhere"
+                f"{len(compressed):,} of the tars in {self.text} are compressed or incomplete, first {compressed[0]}: "
+                "shards are read as plain tars; decompress or complete them, or move them elsewhere"
             )
         found = {name: sizes[name] for name in meant if is_tar_name(name)}
         self._check_pattern(found, [name for name in sizes if is_tar_name(name)])

@@ -33,7 +33,9 @@ LABEL_NAME = re.compile(
 UNKNOWN = -2
 # What no image could be decoded from is packed under the extension that its first bytes, or else its name, tell.
 MAGIC = {b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif"}
-INTEGER = re.compile(r"[+-]?[0-9]{1,10}")
+# As programs that know only numbers with a fraction, or only texts, write integers.
+INTEGER = re.compile(r"([+-]?[0-9]{1,10})(\.0*)?")
+NO_LABELS = "none"
 
 
 def is_parquet(path: str | Path) -> bool:
@@ -62,11 +64,11 @@ def parquet_images(
     """Images of Parquet files, read row by row, and the names of their classes (none if they have no names).
 
     The image column holds encoded images, or structs with a field ``bytes`` as the ``datasets`` library of Hugging Face
-    writes them; they are packed as in image folders. Labels are integers (−1 and null: no label), named by that
-    library's metadata if it is there, or strings, whose classes are their sorted values; strings that are all integers
-    are these integers. With ``class_list`` strings and named integers get the places of their names in it; integers
-    without names are such places. Keys are FILE/ROW: the file's path below the folder that is common to all, without
-    suffix and encoded as in image folders, and the number of the row in 8 digits.
+    writes them; they are packed as in image folders. Labels are whole numbers (−1, null and NaN: no label), named by
+    that library's metadata if it is there, or strings (empty: no label), whose classes are their sorted values; strings
+    that are all integers are these integers. With ``class_list`` strings and named integers get the places of their
+    names in it; integers without names are such places. Keys are FILE/ROW: the file's path below the folder that is
+    common to all, without suffix and encoded as in image folders, and the number of the row in 8 digits.
 
     Memory is bounded by 32 rows and twice the largest page, however large row groups are (pyarrow writes pages of at
     most 1,024 rows, and files of the ``datasets`` library row groups of 100).
@@ -76,11 +78,12 @@ def parquet_images(
         image_column: name; default: the one column that can hold images.
         label_column: name; default: the only column with class names, or with the name of one for labels (label, class,
             target, category, label_id, fine_label, ..., upper or lower case); no labels, and a note, if there is none.
+            ``none``: no labels.
         class_list: the classes of the model that the shards are for.
 
     Raises:
         ShardError: no files, files that are damaged or of different columns, no or several columns that may be meant, a
-            row without an image, labels that are neither integers nor strings, or labels that ``class_list`` lacks.
+            row without an image, labels that are neither whole numbers nor strings, or that ``class_list`` lacks.
     """
     root, files, left_out = _find(path)
     schema = _schema(files[0])
@@ -93,7 +96,7 @@ def parquet_images(
     rows = sum(_check_images(file, image) for file in files)
     labels = _labels(files, schema, label, names.get(label or "", []), class_list)
     notes = list(labels.notes)
-    if label is None and (others := [name for name in schema.names if name != image]):
+    if label is None and label_column is None and (others := [name for name in schema.names if name != image]):
         notes.append(f"no column of labels was found (columns: {', '.join(others)}): name one with --label-column")
     return ParquetImages(root, files, image, label, labels, rows, notes, left_out), list(labels.classes)
 
@@ -164,8 +167,10 @@ class ParquetImages:
                 yield from zip(images, paths, labels)
 
     def _number(self, label: Any, row: int, file: Path) -> int | None:
-        if label is None:
+        if label is None or label != label:  # NaN
             return None
+        if isinstance(label, float) and not label.is_integer():
+            raise ShardError(f"the label {label} in row {row} of {file} is no whole number")
         numbers = self._labels.numbers
         number = label if numbers is None or label == -1 else numbers.get(label, UNKNOWN)
         if number == -1:
@@ -243,6 +248,8 @@ def _label_column(
     schema: pa.Schema, asked: str | None, names: dict[str, list[str]], image: str, file: Path
 ) -> str | None:
     if asked is not None and asked not in schema.names:
+        if asked == NO_LABELS:
+            return None
         raise ShardError(f"{file} has no column {asked!r} for labels: {suggestion(asked, schema.names)}")
     candidates = [name for name in schema.names if name != image and (name in names or _is_label_name(name))]
     possible = (
@@ -256,10 +263,10 @@ def _label_column(
     if not possible:
         return None
     kind = schema.field(possible[0]).type
-    if not _is_text(kind) and not pa.types.is_integer(kind):
+    if not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise ShardError(
-            f"the column {possible[0]!r} of {file} is {kind}: labels are integers or strings; name another of the "
-            f"columns {', '.join(schema.names)} with --label-column"
+            f"the column {possible[0]!r} of {file} is {kind}: labels are whole numbers or strings; name another of the "
+            f"columns {', '.join(schema.names)} with --label-column, or `none`"
         )
     return possible[0]
 
@@ -283,15 +290,23 @@ def _labels(
             return Labels(classes.names, None, [note], len(classes))
         places, notes = match_classes(named, classes, "class name")
         return Labels(classes.names, {number: places[name] for number, name in enumerate(named)}, notes, len(classes))
-    texts = _texts(files, label)
+    return _text_labels(_texts(files, label), label, classes)
+
+
+def _text_labels(found: Sequence[str], label: str, classes: ClassList | None) -> Labels:
+    texts = [text for text in found if text.strip()]
+    numbers, notes = dict.fromkeys(found, -1), list[str]()
+    if len(texts) < len(found):
+        notes.append(f"rows whose {label} is an empty text have no label")
+    integers = {text: int(match[1]) for text in texts if (match := INTEGER.fullmatch(text.strip()))}
     if classes is not None:
-        places, notes = match_classes(texts, classes, "label")
-        return Labels(classes.names, dict(places), notes, len(classes))
-    if texts and all(INTEGER.fullmatch(text.strip()) for text in texts):
-        note = f"the labels in {label} are texts of integers, and taken as these integers"
-        return Labels([], {text: int(text) for text in texts}, [note])
-    names, notes = ordered_names(texts, "label")
-    return Labels(names, {name: number for number, name in enumerate(names)}, notes)
+        places, more = match_classes(texts, classes, "label")
+        return Labels(classes.names, numbers | places, [*notes, *more], len(classes))
+    if texts and len(integers) == len(texts):
+        notes.append(f"the labels in {label} are texts of integers, and taken as these integers")
+        return Labels([], numbers | integers, notes)
+    names, more = ordered_names(texts, "label")
+    return Labels(names, numbers | {name: number for number, name in enumerate(names)}, [*notes, *more])
 
 
 def _check_images(file: Path, image: str) -> int:

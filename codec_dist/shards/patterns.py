@@ -11,8 +11,13 @@ WILDCARD = re.compile(r"[*?\[]")
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
 MOST_NAMES = 1_000_000
-# Archives of these names hold shards that cannot be read as they are.
-COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|zstd|lz4|lzma|br|z)|tgz|tbz2?|txz|tlz|tzst|taz)$", re.IGNORECASE)
+# Files of these names hold shards that cannot be read as they are: compressed, parts of one, or still being downloaded.
+# Other files are called after a tar, too: its index, its checksum.
+COMPRESSED = re.compile(
+    r"\.(tar\.(gz|bz2?|xz|zst|zstd|lz4|lzma|lz|lzo|lrz|br|z|sz|7z|zip|rar|part(ial)?\d*|crdownload|\d{1,4}|a[a-z])"
+    r"|tgz|tbz2?|tb2|tz2|txz|tpxz|tlz|tzst|tzo|taz)$",
+    re.IGNORECASE,
+)
 
 
 class NamePattern:
@@ -59,7 +64,7 @@ def is_tar_name(name: str) -> bool:
 
 
 def is_compressed_name(name: str) -> bool:
-    """Whether a file of this name is a compressed tar."""
+    """Whether a file of this name is a compressed tar, or a part of one."""
     return bool(COMPRESSED.search(name)) and not name.startswith(".")
 
 

@@ -109,8 +109,9 @@ class _Rows:
             self._refuse(position, f"samples of which it holds: {sample.fault}")
         elif label_fault is not None:
             self._refuse(position, "samples whose label is not an integer from 0")
-        elif self._image_fields.isdisjoint(sample.members):
-            self._reasons[position] = f"samples without an image ({', '.join(sorted(self._image_fields))})"
+        elif (count := len(self._image_fields.intersection(sample.members))) != 1:
+            which = "several images" if count else "no image"
+            self._reasons[position] = f"samples with {which} ({', '.join(sorted(self._image_fields))})"
 
     def unusable(self, name: str) -> Tally:
         """Counts of samples that cannot be used, by reason."""

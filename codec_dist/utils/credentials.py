@@ -4,7 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>[^\s\"'<>`\\]*)")
+SCHEME = r"[A-Za-z][A-Za-z0-9+.-]{0,30}"  # no longer, as it is looked for at every character
+# A quote ends a URL, but not before the end of a password that holds one; another URL ends it, too.
+URL = re.compile(rf"""(?P<scheme>{SCHEME})://(?P<rest>(?:[^\s/@<>]*@)?(?:(?!{SCHEME}://)[^\s"'<>`\\])*)""")
 # A query begins with a name and its value; a lone `?` may belong to a pattern of file names.
 QUERY = re.compile(r"\?[^=?/]+=.*")
 # What is left of a signed address where a message tells its path alone.

@@ -61,18 +61,21 @@ def test_options_of_another_source_are_refused(
 
 
 def test_index_tells_what_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, keys in (("a.tar", []), ("b.tar", ["x", "y", "x"])):
+    for name, members in (("a.tar", []), ("b.tar", ["x.png", "y.png", "y.jpg", "x.png", "z.txt"])):
         with tarfile.open(tmp_path / name, "w") as tar:
-            for key in keys:
-                entry = tarfile.TarInfo(f"{key}.png")
+            for member in members:
+                entry = tarfile.TarInfo(member)
                 entry.size = 5
                 tar.addfile(entry, io.BytesIO(b"image"))
     assert main(["shards", "index", str(tmp_path)]) == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[:2] == [f"{tmp_path}: 3 samples in 2 shards", "1 of the shards without samples, first a.tar"]
+    assert told[:2] == [f"{tmp_path}: 4 samples in 2 shards", "1 of the shards without samples, first a.tar"]
     assert told[2].startswith(
-        "2 samples cannot be used by their keys and labels alone, first number 0 in b.tar: the key"
+        "4 samples cannot be used by their keys and labels alone, first number 0 in b.tar: the key"
     )
+    assert [line.split(" samples ")[0].strip() for line in told[3:6]] == ["2", "1", "1"]
+    assert any("several images" in line and "first y in b.tar" in line for line in told[3:6])
+    assert any("no image" in line and "first z in b.tar" in line for line in told[3:6])
 
 
 def _picture(path: Path, **options: object) -> None:

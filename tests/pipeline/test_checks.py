@@ -63,6 +63,13 @@ REFUSED = {
         ["--sae.groups.0.quantities", "[contribution-both]", "--interventions.quantities", "[contribution-both]"],
         ["interventions.quantities", "'contribution-both'"],
     ),
+    "layer and quantity that have no SAE together": (
+        ["--sae.groups", "[{layers: [blocks.3], quantities: [contribution-positive]}, "
+         "{layers: [blocks.5], quantities: [activation-positive]}]",
+         "--interventions.layers", "[blocks.3]", "--interventions.quantities", "[activation-positive]"],
+        ["interventions", "activation-positive", "blocks.3"],
+    ),
+    "stability of a single seed": (["--sae.selection.minimum_stability", "0.5"], ["minimum_stability", "seeds"]),
     "layer of visualization": (["--visualization.layers", "[block.5]"], ["visualization.layers", "blocks.5"]),
     "concepts that are not there": (["--modes.concepts", "{folder}/gone.json"], ["gone.json"]),
     "concepts that are no JSON": (["--modes.concepts", "{folder}/broken.json"], ["broken.json"]),
@@ -77,7 +84,7 @@ REFUSED = {
     "weights": (["--model.weights", "{folder}/gone.safetensors"], ["gone.safetensors"]),
     "split": (["--data.limit", "2"], ["part", "2 samples"]),
     "unknown architecture": (["--sae.groups.0.architecture.name", "topkk"], ["topkk", "topk"]),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("command", [["run"], ["extract"], ["config", "show"]], ids=" ".join)
@@ -89,9 +96,11 @@ def test_it_is_refused_before_anything_starts(
     words = [word.replace("{folder}", str(config.parent)) for word in words]
     assert main([*command, str(config), *words]) == 2
     captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1, captured.err
-    assert captured.err.startswith("error: ")
-    assert [name for name in named if name not in captured.err] == [], captured.err
+    *notes, error = captured.err.splitlines()
+    # How images are prepared is said before anything starts.
+    assert all(note.startswith("extract: preprocessing: ") for note in notes), captured.err
+    assert error.startswith("error: ")
+    assert [name for name in named if name not in error] == [], captured.err
     assert not (config.parent / "run" / "store").exists()
     assert not (config.parent / "run" / "config.yaml").exists()
     # What is shown is shown all the same.

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,7 @@ def folders(root, names):
 
 def labels(root, classes=None):
     samples, names = image_folder(root, classes)
-    return {each.key.partition("/")[0]: each.label for each in samples}, names, samples.notes
+    return {unquote(each.key.partition("/")[0]): each.label for each in samples}, names, samples.notes
 
 
 def test_the_packaged_classes_are_imagenets_as_torchvision_and_timm_have_them():
@@ -103,6 +104,23 @@ FORMS = {
     "strange-header.csv": as_csv([["#", "Frucht"]] + [[i, name] for i, (_, name) in enumerate(FRUIT)]),
     "semicolon.csv": as_csv([[wnid, name] for wnid, name in FRUIT], delimiter=";"),
     "tab.tsv": as_csv([[name, i] for i, (_, name) in enumerate(FRUIT)], delimiter="\t"),
+    "names.yaml": "nc: 3\nnames:\n" + "".join(f"- {name}\n" for _, name in FRUIT),
+    "numbers.yml": "names:\n" + "".join(f"  {number}: {name}\n" for number, (_, name) in enumerate(FRUIT)),
+    "coco.json": json.dumps(
+        {
+            "categories": [
+                {"id": i, "name": name, "group": "fruit"} for i, (_, name) in reversed(list(enumerate(FRUIT, 1)))
+            ]
+        }
+    ),
+    "class_to_idx.json": json.dumps({"class_to_idx": {name: str(i) for i, (_, name) in enumerate(FRUIT)}}),
+    "colon-last.txt": "\n".join(f"{name}: {i}" for i, (_, name) in reversed(list(enumerate(FRUIT)))),
+    "dots.txt": "\n".join(f"{i}. {name}" for i, (_, name) in reversed(list(enumerate(FRUIT)))),
+    "equals.txt": "\n".join(f"{i} = {name}" for i, (_, name) in reversed(list(enumerate(FRUIT)))),
+    "comment.txt": "# of the orchard\n" + "\n".join(name for _, name in FRUIT),
+    "pandas.csv": as_csv([["0"]] + [[name] for _, name in FRUIT]),
+    "one-row.csv": as_csv([[name.partition(",")[0] for _, name in FRUIT]]),
+    "species.csv": as_csv([["Species"]] + [[name] for _, name in FRUIT]),
     "bom.txt": "\ufeff" + "\n".join(name for _, name in FRUIT),
 }
 
@@ -121,7 +139,45 @@ def test_every_form_of_list_gives_each_class_its_place(tmp_path, name):
     if by_name:
         found, names, _ = labels(folders(tmp_path / "names", ["Banana", "orange"]), classes)
         assert found == {"Banana": 2, "orange": 1}
-        assert names == [name for _, name in FRUIT]
+        assert names == [each.partition(",")[0] if name == "one-row.csv" else each for _, each in FRUIT]
+
+
+def test_an_unknown_header_above_ids_is_no_class(tmp_path):
+    rows = [["Kennung", "Frucht"], *FRUIT]
+    (tmp_path / "a.csv").write_text(as_csv(rows))
+    assert read_class_list(tmp_path / "a.csv").names == tuple(name for _, name in FRUIT)
+
+
+def test_numbers_may_be_a_part_of_the_names(tmp_path):
+    (tmp_path / "grades.txt").write_text("\n".join(f"grade {number}" for number in (2, 1, 0)))
+    grades = {f"grade {number}": 2 - number for number in range(3)}
+    assert labels(folders(tmp_path / "grades", grades), read_class_list(tmp_path / "grades.txt"))[0] == grades
+    birds = ["001.Black_footed_Albatross", "002.Laysan_Albatross", "003.Sooty_Albatross"]
+    (tmp_path / "birds.txt").write_text("\n".join(birds))
+    (tmp_path / "classes.txt").write_text("\n".join(f"{i} {name}" for i, name in enumerate(birds, 1)))
+    folders(tmp_path / "birds", birds[1:])
+    for file in ("birds.txt", "classes.txt"):
+        assert labels(tmp_path / "birds", read_class_list(tmp_path / file))[0] == {birds[1]: 1, birds[2]: 2}
+
+
+@pytest.mark.parametrize(
+    ("names", "first", "second"),
+    [
+        ([f"class_{number}" for number in range(1, 13)], "class_12", "class_2"),
+        ([*map(str, range(11)), "background"], "10", "2"),
+        (["1.0", "10.0", "2.0"], "10.0", "2.0"),
+    ],
+)
+def test_an_order_of_numbers_by_their_characters_is_noted(tmp_path, names, first, second):
+    found, _, notes = labels(folders(tmp_path, names))
+    assert found == {name: place for place, name in enumerate(sorted(names))}
+    assert len(notes) == 1
+    assert f"{first} (label {found[first]}) comes before {second} (label {found[second]})" in notes[0]
+
+
+def test_usual_names_are_not_noted_and_a_single_class_is(tmp_path):
+    assert labels(folders(tmp_path / "a", ["a", "b10", "c2", "A320", "class 01", "class 10"]))[2] == []
+    assert "images" in labels(folders(tmp_path / "b", ["images"]))[2][0]
 
 
 @pytest.mark.parametrize(
@@ -136,6 +192,8 @@ def test_every_form_of_list_gives_each_class_its_place(tmp_path, name):
         ("a.json", '{"a": 0, "b": 0}', "do not count from 0 to 1"),
         ("a.csv", "0,a\n5,b\n", "do not count from 0 to 1"),
         ("a.txt", "", "lists no classes"),
+        ("a.txt", "apple\n\nbanana\n", "line 2 of .* is empty"),
+        ("a.yaml", "names: [a", "not YAML"),
     ],
 )
 def test_lists_that_are_none_are_refused_in_one_line(tmp_path, name, content, message):

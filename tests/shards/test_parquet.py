@@ -143,7 +143,11 @@ def write(path, **columns):
         ({"a": [1]}, {}, r"no column can hold images .*\(columns: a\)"),
         ({"image": [b"1"]}, {"image_column": "imag"}, r"no column 'imag' for images: did you mean image"),
         ({"image": ["x"]}, {"image_column": "image"}, r"'image' of .* is string: images are bytes"),
-        ({"image": [b"1"], "label": [0.5]}, {}, r"'label' of .* is double: labels are integers or strings"),
+        (
+            {"image": [b"1"], "labels": [[0, 1]]},
+            {},
+            r"'labels' of .* is list<.*>: labels are whole numbers or strings.*`none`",
+        ),
         ({"image": [b"1"], "label": [0], "cls": [0]}, {}, r"columns label, cls .* may hold labels"),
         ({"image": [b"1"], "label": [0]}, {"label_column": "lable"}, r"no column 'lable' .*did you mean label"),
         ({"image": [b"1", None]}, {}, r"1 of 2 rows in row group 0 .* have no image in image"),
@@ -230,6 +234,34 @@ def test_texts_that_are_all_integers_keep_their_values(tmp_path, images):
     write(tmp_path / "y.parquet", image=images[:3], label=["7", "10", "ten"])
     samples, classes = parquet_images(tmp_path / "y.parquet")
     assert ([sample.label for sample in samples], classes) == ([1, 0, 2], ["10", "7", "ten"])
+    assert "10 (label 0) comes before 7 (label 1)" in samples.notes[0]
+    # As spreadsheets and pandas write integers where some are missing.
+    write(tmp_path / "z.parquet", image=images[:4], label=["2.0", "10.0", "", " "])
+    samples, classes = parquet_images(tmp_path / "z.parquet")
+    assert ([sample.label for sample in samples], classes) == ([2, 10, None, None], [])
+
+
+def test_an_empty_text_is_no_class(tmp_path, images):
+    write(tmp_path / "x.parquet", image=images[:3], label=["b", "", "a"])
+    samples, classes = parquet_images(tmp_path / "x.parquet")
+    assert ([sample.label for sample in samples], classes) == ([1, None, 0], ["a", "b"])
+    assert any("empty" in note for note in samples.notes)
+
+
+def test_whole_numbers_of_other_types_are_labels(tmp_path, images):
+    write(tmp_path / "x.parquet", image=images[:4], label=[3.0, float("nan"), None, -1.0])
+    assert [sample.label for sample in parquet_images(tmp_path / "x.parquet")[0]] == [3, None, None, None]
+    write(tmp_path / "y.parquet", image=images[:2], label=[True, False])
+    assert [sample.label for sample in parquet_images(tmp_path / "y.parquet")[0]] == [1, 0]
+    write(tmp_path / "z.parquet", image=images[:2], label=[1.0, 0.5])
+    with pytest.raises(ShardError, match=r"label 0\.5 in row 1 of .* is no whole number"):
+        list(parquet_images(tmp_path / "z.parquet")[0])
+
+
+def test_labels_can_be_left_out(tmp_path, images):
+    write(tmp_path / "x.parquet", image=images[:2], labels=[[1], [2, 3]])
+    samples, classes = parquet_images(tmp_path / "x.parquet", label_column="none")
+    assert ([sample.label for sample in samples], classes, samples.notes) == ([None, None], [], [])
 
 
 def test_rows_of_other_formats_are_packed_as_png_and_what_is_no_image_is_said(tmp_path):

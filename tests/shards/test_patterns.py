@@ -120,14 +120,24 @@ def test_folders_of_odd_names_are_folders(both, tmp_path):
         assert load_index(both).sample_count == 15
 
 
-@pytest.mark.parametrize("name", ["more.tar.gz", "more.tgz", "more.TAR.GZ", "more.tar.zst", "more.tbz2", "more.tar.xz"])
-def test_compressed_tars_are_never_ignored(both, name):
+@pytest.mark.parametrize(
+    "name",
+    ["more.tar.gz", "more.tgz", "more.TAR.GZ", "more.tar.zst", "more.tbz2", "more.tar.xz", "more.tar.lzo",
+     "more.tar.7z", "more.tar.001", "more.tar.aa", "more.tar.part", "more.tar.crdownload"],
+)  # fmt: skip
+def test_tars_that_are_compressed_or_parts_are_never_ignored(both, name):
     index = load_index(both)
     (both / name).write_bytes(b"compressed")
     for load in (load_index, build_index):
-        with pytest.raises(ShardError, match=rf"1 of the tars in .* are compressed, first {name}"):
+        with pytest.raises(ShardError, match=rf"1 of the tars in .* are compressed or incomplete, first {name}"):
             load(both)
     assert load_index(f"{both}/imagenet1k-*.tar").sample_count == index.sample_count
+
+
+@pytest.mark.parametrize("name", ["more.tar.idx", "more.tar.json", "more.tar.sha256", "more.tar.md5", "more.zip"])
+def test_other_files_may_lie_beside_tars(both, name):
+    (both / name).write_bytes(b"whatever")
+    assert load_index(both).sample_count == 15
 
 
 def test_tars_whose_suffix_is_in_capitals_are_read(both):
