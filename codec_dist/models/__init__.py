@@ -5,7 +5,7 @@ Only layer names are imported with the room; loading (which needs pydantic and P
 
 from typing import TYPE_CHECKING, Any
 
-from codec_dist.models.errors import ModelError, model_call, model_line
+from codec_dist.models.errors import ModelError, model_call, model_line, reason_of
 from codec_dist.models.layers import LayerKey, resolve_layers
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ __all__ = [
     "load_model",
     "model_call",
     "model_line",
+    "reason_of",
     "resolve_layers",
 ]
 
