@@ -11,6 +11,7 @@ from torch import Tensor
 
 from codec_dist.attribution.capture import Capture
 from codec_dist.attribution.errors import AttributionError
+from codec_dist.utils import tells_of_failed_allocation
 
 # What is measured leaves out the workspaces of convolutions and the fragments of the allocator.
 SPARE_FACTOR = 1.3
@@ -24,15 +25,13 @@ FILL_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
 # cores (medians of 3): 3.86 s at once, 3.60 s as two eights, 3.98 s as four fours, 4.76 s as eight twos.
 RECYCLED_BYTES = {"cpu": 1 << 25}
 
-ALLOCATION_FAILURES = ("can't allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED", "out of memory")
-
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or the host had too little memory, or an error's cause is that."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     # The CPU's allocator and the libraries of a GPU have no class of their own.
-    told = isinstance(error, RuntimeError) and any(words in str(error) for words in ALLOCATION_FAILURES)
+    told = isinstance(error, RuntimeError) and tells_of_failed_allocation(str(error))
     return told or (error.__cause__ is not None and is_out_of_memory(error.__cause__))
 
 

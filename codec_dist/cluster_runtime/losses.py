@@ -2,7 +2,7 @@
 
 import faulthandler
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,30 @@ class Loss:
     """What is known of this one."""
 
 
+class KernelKills:
+    """Processes of this machine that the kernel killed for memory, each of which explains one lost worker.
+
+    Args:
+        count: how many there were so far; None: the kernel does not tell.
+    """
+
+    def __init__(self, count: Callable[[], int | None] = kernel_memory_kills) -> None:
+        self._count = count
+        self._explained = self._seen = count() or 0
+
+    def claim(self) -> bool:
+        """Whether there was a kill that explains no other loss; from now on it explains this one."""
+        if (self._count() or 0) <= self._explained:
+            return False
+        self._explained += 1
+        return True
+
+    def forget_old(self) -> None:
+        """Let kills from before the last call of this explain nothing any more: they were of other processes."""
+        self._explained = max(self._explained, self._seen)
+        self._seen = self._count() or 0
+
+
 def record_crashes(path: Path) -> None:
     """Let this process leave the signal that it crashes with in a file; nothing happens where that cannot be written.
 
@@ -59,7 +83,11 @@ def current_node() -> str:
 
 
 def explain_loss(
-    error: BaseException, *, node: str | None = None, crash_file: Path | None = None, kills_before: int | None = None
+    error: BaseException,
+    *,
+    node: str | None = None,
+    crash_file: Path | None = None,
+    killed_by_kernel: Callable[[], bool] | None = None,
 ) -> Loss:
     """What an error of Ray says about the worker that was lost.
 
@@ -67,7 +95,8 @@ def explain_loss(
         error: what ``ray.get`` raised, or an error that it is the cause of.
         node: name of the worker's node, where that is known.
         crash_file: what the worker gave to :func:`record_crashes`.
-        kills_before: what ``kernel_memory_kills`` told before, if the worker was on this machine.
+        killed_by_kernel: whether the kernel of its machine has killed a process that no other loss was explained by
+            (:meth:`KernelKills.claim`); asked only where nothing else explains the loss.
     """
     chain = list(_causes(error))
     of_memory = next((each for each in chain if isinstance(each, ray.exceptions.OutOfMemoryError)), None)
@@ -80,7 +109,7 @@ def explain_loss(
         return Loss(CRASH, f"it crashed: {signal}")
     if code := re.search(r"exit code (\d+)", text):
         return Loss(CRASH, f"its process ended with exit code {code[1]}")
-    if kills_before is not None and (kernel_memory_kills() or 0) > kills_before:
+    if killed_by_kernel is not None and killed_by_kernel():
         return Loss(MEMORY, "the kernel killed it for memory")
     if any(isinstance(each, ray.exceptions.ActorUnavailableError) for each in chain):
         return Loss(UNREACHABLE, "it cannot be reached: its process or its node ended, or the network did")

@@ -21,23 +21,28 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def check_ray_answers(address: str, seconds: float = SECONDS_TO_ANSWER) -> None:
+def check_ray_answers(address: str, seconds: float = SECONDS_TO_ANSWER, name: str = "cluster.address") -> None:
     """Refuse an ``address`` of a Ray cluster (HOST:PORT) at which no Ray answers.
 
     Ray itself would wait for minutes. ``auto`` is left to Ray, which looks on this machine only.
+
+    Args:
+        address: HOST:PORT.
+        seconds: how long to wait.
+        name: the setting or variable that gives the address, for the message.
 
     Raises:
         ClusterError: not of the form HOST:PORT, nothing listens there, or it is not Ray's port.
     """
     if address == "auto":
         return
-    host, port = _host_and_port(address)
-    _check_listening(address, host, port, seconds)
+    host, port = _host_and_port(address, name)
+    _check_listening(address, host, port, seconds, name)
     if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
         return
     if not _speaks_http2(host, port, seconds):
         raise ClusterError(
-            f"{address} answers, but not as a Ray cluster: cluster.address takes the port of Ray's head "
+            f"{address} answers, but not as a Ray cluster: {name} takes the port of Ray's head "
             "(6379 by default), not that of its dashboard"
         )
 
@@ -74,19 +79,19 @@ def check_jobs_server_answers(address: str, seconds: float = SECONDS_TO_ANSWER) 
     return url
 
 
-def _host_and_port(address: str) -> tuple[str, int]:
+def _host_and_port(address: str, name: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     if "://" in address or not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
-        raise ClusterError(f"cluster.address is {address!r}: expected `auto` or HOST:PORT, such as 10.0.0.1:6379")
+        raise ClusterError(f"{name} is {address!r}: expected `auto` or HOST:PORT, such as 10.0.0.1:6379")
     return host.strip("[]"), int(port)
 
 
-def _check_listening(address: str, host: str, port: int, seconds: float) -> None:
+def _check_listening(address: str, host: str, port: int, seconds: float, name: str) -> None:
     try:
         socket.create_connection((host, port), timeout=seconds).close()
     except OSError as error:
         raise ClusterError(
-            f"no Ray cluster answers at {address} ({error.strerror or error}): check cluster.address and that "
+            f"no Ray cluster answers at {address} ({error.strerror or error}): check {name} and that "
             "the head node is up"
         ) from error
 

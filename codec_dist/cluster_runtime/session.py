@@ -28,6 +28,8 @@ LOGGER = logging.getLogger(__name__)
 
 # Ray sets it when it starts.
 RAY_SETS = ("RAY_AUTH_MODE",)
+# Names a cluster to all of Ray's programs, and to the commands of its jobs their own.
+RAY_ADDRESS = "RAY_ADDRESS"
 
 # Ray puts Unix sockets 67 characters below its folder, and their paths may have 107.
 LONGEST_TEMPORARY_FOLDER = 40
@@ -61,11 +63,11 @@ def ray_session(cluster: ClusterSection, *, num_cpus: int | None = None, dashboa
     Raises:
         ClusterError: the address does not answer, or this machine is not a node of that cluster.
     """
-    address = cluster.address or _surrounding_cluster()
+    address, name = (cluster.address, "cluster.address") if cluster.address else (_surrounding_cluster(), RAY_ADDRESS)
     if ray.is_initialized():
         yield Session(ray.get_runtime_context().gcs_address, None)
     elif address is not None:
-        with _joined(address) as session:
+        with _joined(address, name) as session:
             yield session
     else:
         with _started(num_cpus or _cpus_wanted(cluster), dashboard) as session:
@@ -74,14 +76,15 @@ def ray_session(cluster: ClusterSection, *, num_cpus: int | None = None, dashboa
 
 def _surrounding_cluster() -> str | None:
     """What RAY_ADDRESS says, if it is the address of a cluster; a URL in it is meant for the clients of jobs."""
-    address = os.environ.get("RAY_ADDRESS", "").strip()
+    address = os.environ.get(RAY_ADDRESS, "").strip()
     return None if address in ("", "local") or address.startswith(("http://", "https://")) else address
 
 
 @contextmanager
-def _joined(address: str) -> Iterator[Session]:
-    check_ray_answers(address)
-    with environment(_common_environment(), RAY_SETS), _signal_handler_kept():
+def _joined(address: str, name: str) -> Iterator[Session]:
+    """Join the cluster at an address, which ``name`` gives."""
+    check_ray_answers(address, name=name)
+    with environment(_common_environment(), RAY_SETS), _signal_handler_kept(), _without_messages():
         try:
             with _signal_handler_kept():
                 context = ray.init(address=address, **_logging())
@@ -101,7 +104,7 @@ def _joined(address: str) -> Iterator[Session]:
 def _started(num_cpus: int | None, dashboard: bool) -> Iterator[Session]:
     folder = _temporary_folder()
     try:
-        with environment(_local_environment(), RAY_SETS), _confined(), _signal_handler_kept():
+        with environment(_local_environment(), RAY_SETS), _confined(), _signal_handler_kept(), _without_messages():
             try:
                 with _signal_handler_kept():
                     context = _start(num_cpus, dashboard, folder)
@@ -144,6 +147,20 @@ def _logging() -> dict[str, Any]:
     """
     debug = LOGGER.isEnabledFor(logging.DEBUG)
     return {"logging_level": logging.INFO if debug else logging.CRITICAL, "log_to_driver": debug}
+
+
+@contextmanager
+def _without_messages() -> Iterator[None]:
+    """Unless --debug, keep from the terminal what Ray's nodes tell all drivers: tasks killed, nodes gone, and how to
+    configure Ray. It does not pass through Ray's logging, and no option of ``ray.init`` stops it.
+    """
+    from ray._private import worker
+
+    if LOGGER.isEnabledFor(logging.DEBUG) or not hasattr(worker, "print_to_stdstream"):
+        yield
+        return
+    with _replaced(worker, "print_to_stdstream", lambda *_, **__: None):
+        yield
 
 
 def _common_environment() -> dict[str, str]:

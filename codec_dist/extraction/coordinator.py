@@ -15,6 +15,7 @@ from codec_dist.cluster_runtime import (
     NODE,
     UNREACHABLE,
     ActorSlots,
+    KernelKills,
     Loss,
     actor_slots,
     current_node,
@@ -27,7 +28,6 @@ from codec_dist.extraction.plan import Plan
 from codec_dist.extraction.timeouts import ShardTimeouts
 from codec_dist.extraction.worker import Failure, Receipt, ShardTask, ShardWorker, crash_file
 from codec_dist.shards import ShardInfo
-from codec_dist.utils import kernel_memory_kills
 
 IN_FLIGHT = 2
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -113,7 +113,7 @@ class Coordinator:
         self._device = device
         self._cluster = plan.config.cluster
         self._timeouts = ShardTimeouts(self._cluster.shard_timeout_seconds)
-        self._kills = kernel_memory_kills()
+        self._kills = KernelKills()
         # Nodes of lost actors that could not be reached: whether these are gone is known some seconds later.
         self._unreachable: list[str] = []
         self._queue: deque[_Pending] = deque()
@@ -157,6 +157,7 @@ class Coordinator:
         if now >= self._next_count:
             self._slots = actor_slots(self._cluster, self._device, wait=self._any_started)
             self._next_count = now + SECONDS_BETWEEN_COUNTS
+            self._kills.forget_old()
             self._tell_unreachable()
         busy = sum(bool(actor.in_flight) for actor in self._actors)
         wanted = min(self._slots.count, busy + len(self._queue))
@@ -281,8 +282,8 @@ class Coordinator:
                     self._count_failure(pending, actor, reason)
 
     def _limit_in_words(self, limit: float) -> str:
-        chosen = ", chosen from the shards before" if self._cluster.shard_timeout_seconds == "auto" else ""
-        return f"cluster.shard_timeout_seconds ({limit:g} s{chosen})"
+        automatic = ", automatic" if self._cluster.shard_timeout_seconds == "auto" else ""
+        return f"cluster.shard_timeout_seconds ({limit:.0f} s{automatic})"
 
     def _lose_actor(self, actor: _Actor, error: Exception) -> None:
         """Count the one shard of a lost actor as failed; of two, find out which it is by handing them out alone."""
@@ -291,9 +292,8 @@ class Coordinator:
             error,
             node=actor.node,
             crash_file=self._crash_file(actor),
-            kills_before=self._kills if is_here else None,
+            killed_by_kernel=self._kills.claim if is_here else None,
         )
-        self._kills = kernel_memory_kills()
         reason = f"its actor was lost: {loss.text}{_remedy(loss)}"
         shards = list(actor.in_flight.values())
         if len(shards) == 1:

@@ -412,9 +412,18 @@ def cause_of(error: NotFiniteError) -> str:
 
 
 def pin_numerics(config: Config, device: torch.device) -> None:
-    """Set this process up so that the numbers depend on the config alone: threads, full float32, kernels."""
+    """Set this process up so that the numbers depend on the config alone: threads, full float32, kernels.
+
+    Raises:
+        ExtractionError: torch cannot use the GPU that this process was given.
+    """
     torch.set_num_threads(config.cluster.cpus_per_actor)
     if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ExtractionError(
+                "a GPU was given to this process, but torch cannot use it: install a CUDA build of torch that fits "
+                "the driver, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to run on CPUs"
+            )
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
         if config.attribution.deterministic:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from codec_dist.extraction.plan import (
     pin_numerics,
     uses_automatic_steps,
 )
-from codec_dist.models import LoadedModel, load_model
+from codec_dist.models import LoadedModel, load_model, model_line, reason_of
 from codec_dist.shards import ShardInfo, configured_index, configured_split, read_shard
 from codec_dist.utils import Progress, available_memory, hash_file, write_bytes_atomically
 
@@ -50,12 +50,13 @@ def settle(plan: Plan, shards: Sequence[ShardInfo]) -> tuple[Plan, str]:
     """
     settings = open_store(plan, shards) if plan.store_exists else None
     device = _settle_device(plan, settings)
+    on_this_cpu = plan.optimizations
     plan = replace(plan, optimizations=_resolve_optimizations(plan, shards, settings, device))
     plan, sizes = settle_microbatch(plan, settings, device)
     if needs_statistics(plan.config):
         plan = replace(plan, statistics=_settle_statistics(plan, shards, settings))
     if uses_automatic_steps(plan.config):
-        plan, measured = _settle_steps(plan, shards, settings)
+        plan, measured = _settle_steps(plan, shards, settings, on_this_cpu)
     else:
         measured = {}
     if settings is None:
@@ -69,6 +70,11 @@ def _settle_device(plan: Plan, settings: Any) -> str:
     """Whoever makes the store decides; others, and those who resume, read it there."""
     present = cluster_device()
     device: str = (settings or {}).get("device") or present
+    if device not in ("cpu", "cuda"):
+        raise ExtractionError(
+            f"the store {plan.store} says that it was made on {device!r}, which is neither cpu nor cuda: restore it "
+            "from a copy, or remove it"
+        )
     if device == "cuda" and present != "cuda":
         raise ExtractionError(
             f"the store {plan.store} was begun on GPUs, whose numbers are not those of CPUs to the last bit, and no "
@@ -94,21 +100,31 @@ class Checked:
 
 
 @dataclass(frozen=True)
-class CheckOnGpu:
+class CheckOnDevice:
     """The engine's self-check where the actors will compute; plain, so that it travels to a worker."""
 
     plan: Plan
     shards: tuple[ShardInfo, ...]
+    device: str
 
     def __call__(self, item: None) -> Checked:
-        """Try the optimisations on two images."""
-        plan, device = self.plan, torch.device("cuda")
+        """Try the optimisations on two images.
+
+        Raises:
+            ExtractionError: torch cannot use the device, no image can be read, or the model does not run there.
+        """
+        plan, device = self.plan, torch.device(self.device)
         pin_numerics(plan.config, device)
         loaded = load_model(plan.config.model, seed=plan.config.run.seed)
         loaded.module.to(device)
         attributor = build_attributor(plan.config, loaded)
         images = _probe_batch(plan, self.shards, loaded, needs_labels(attributor), CHECKED_IMAGES).images
-        attributor.probe(images)
+        try:
+            attributor.probe(images)
+        except RuntimeError as error:
+            # Such as an operation that has no deterministic form on GPUs, or one that has none there at all.
+            reason = model_line(error) or f"{type(error).__name__}: {reason_of(error)}"
+            raise ExtractionError(f"the model cannot be explained on {self.device}: {reason}") from error
         return Checked(attributor.optimizations, attributor.left_out)
 
 
@@ -116,13 +132,28 @@ def _resolve_optimizations(plan: Plan, shards: Sequence[ShardInfo], settings: An
     """Those that the store was made with; else what the self-check finds on the device that computes."""
     stored = (settings or {}).get("optimizations")
     if stored is not None:
-        return Optimizations(**stored)
+        return _read_optimizations(plan, stored)
     if device == "cpu":
         return plan.optimizations
-    checked = map_fold([None], CheckOnGpu(plan, tuple(shards)), num_cpus=plan.config.cluster.cpus_per_actor, num_gpus=1)
+    check = CheckOnDevice(plan, tuple(shards), device)
+    checked = map_fold([None], check, num_cpus=plan.config.cluster.cpus_per_actor, num_gpus=1)
     for name, reason in checked.left_out.items():
         sys.stderr.write(f"extract: {name} is switched off for this model on GPUs: with it {reason}\n")
     return checked.optimizations
+
+
+def _read_optimizations(plan: Plan, stored: Any) -> Optimizations:
+    names = {each.name for each in fields(Optimizations)}
+    if (
+        not isinstance(stored, dict)
+        or stored.keys() != names
+        or not all(type(each) is bool for each in stored.values())
+    ):
+        raise ExtractionError(
+            f"the store {plan.store} does not say with which optimizations it was made ({stored!r}): restore it from a "
+            "copy, or remove it"
+        )
+    return Optimizations(**stored)
 
 
 # --- statistics of the data set --------------------------------------------------------------------------------------
@@ -219,8 +250,10 @@ def _measure(plan: Plan, shards: Sequence[ShardInfo]) -> DataStatistics:
 # --- the number of steps ---------------------------------------------------------------------------------------------
 
 
-def _settle_steps(plan: Plan, shards: Sequence[ShardInfo], settings: Any) -> tuple[Plan, dict[str, Any]]:
-    """The plan with the number of steps, and what to note in the store."""
+def _settle_steps(
+    plan: Plan, shards: Sequence[ShardInfo], settings: Any, optimizations: Optimizations
+) -> tuple[Plan, dict[str, Any]]:
+    """The plan with the number of steps, and what to note in the store; ``optimizations`` fit the model on this CPU."""
     if settings is not None:
         steps = settings.get("steps")
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
@@ -229,7 +262,7 @@ def _settle_steps(plan: Plan, shards: Sequence[ShardInfo], settings: Any) -> tup
                 "copy, or remove it"
             )
         return replace(plan, steps=steps), {}
-    choice = _choose(plan, shards)
+    choice = _choose(replace(plan, optimizations=optimizations), shards)
     sys.stderr.write(
         f"extract: {choice.steps} steps chosen: the median relative residual of layer {choice.layer} is "
         f"{choice.measured[-1][1]:.3g} on {choice.images} images, below {choice.tolerance:g}\n"

@@ -113,11 +113,6 @@ class ShardWorker:
         keep_freed_memory()
         record_crashes(crash_file(self._plan, self._serial))
         config = self._plan.config
-        if self._on_gpu and not torch.cuda.is_available():
-            raise ExtractionError(
-                "a GPU was given to this actor, but torch cannot use it: install a CUDA build of torch that fits "
-                "the driver, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to run on CPUs"
-            )
         device = torch.device("cuda" if self._on_gpu else "cpu")
         pin_numerics(config, device)
         self._model: LoadedModel = load_model(config.model, seed=config.run.seed)

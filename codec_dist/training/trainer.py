@@ -16,12 +16,13 @@ import ray
 import torch
 import torch.distributed as dist
 
-from codec_dist.cluster_runtime import MEMORY, explain_loss, worker_environment
+from codec_dist.cluster_runtime import MEMORY, KernelKills, explain_loss, worker_environment
 from codec_dist.config import ClusterSection, SaeGroup, SaeSection, TrackingSection
 from codec_dist.store import ContributionStore
 from codec_dist.tracking import sweep_environment
 from codec_dist.training.errors import TrainingError
 from codec_dist.training.left_out import LeftOut, read_left_out, tell_left_out, write_left_out
+from codec_dist.training.memory import failed_allocation
 from codec_dist.training.parts import read_parts
 from codec_dist.training.plan import SaeJob, check_training, is_finished, plan_jobs
 from codec_dist.training.progress import read_progress
@@ -37,7 +38,6 @@ from codec_dist.utils import (
     Progress,
     absolute_location,
     full_disk,
-    kernel_memory_kills,
     naming_full_disk,
     read_json,
     write_json_atomically,
@@ -178,7 +178,7 @@ def _train(task: TrainingTask, cluster: ClusterSection) -> list[LeftOut]:
     from ray.train.torch import TorchConfig, TorchTrainer
 
     ranks, with_gpus = _count_ranks(cluster)
-    kills_before = kernel_memory_kills()
+    kills = KernelKills()
     resources = {"CPU": task.threads} | ({"GPU": 1} if with_gpus else {})
     trainer = TorchTrainer(
         _rank_main,
@@ -199,7 +199,7 @@ def _train(task: TrainingTask, cluster: ClusterSection) -> list[LeftOut]:
             with _progress(task), _interruptible():
                 trainer.fit()
         except TrainingFailedError as error:
-            raise _explain(task, ranks, error, kills_before) from error
+            raise _explain(task, ranks, error, kills) from error
         if (message := _failure(task)) is not None:
             raise TrainingError(message)
         return read_left_out(task.scratch)
@@ -337,20 +337,22 @@ def _failure(task: TrainingTask) -> str | None:
     return str(read_json(path)["message"]) if path.exists() else None
 
 
-def _explain(task: TrainingTask, ranks: int, error: Exception, kills_before: int | None) -> CodecError:
+def _explain(task: TrainingTask, ranks: int, error: Exception, kills: KernelKills) -> CodecError:
     if (message := _failure(task)) is not None:
         return TrainingError(message)
     if (reason := full_disk(error)) is not None:
         return DiskFullError(task.directory, reason)
     causes: list[BaseException] = [*getattr(error, "worker_failures", {}).values()] or [error]
     kept = "what was reached is kept, and the same command goes on from there"
-    losses = [explain_loss(cause, kills_before=kills_before) for cause in causes]
+    losses = [explain_loss(cause, killed_by_kernel=kills.claim) for cause in causes]
     killed = next((loss for loss in losses if loss.cause == MEMORY), None)
-    if killed is not None:
+    line = failed_allocation(causes)
+    if killed is not None or line is not None:
+        happened = f"was lost: {killed.text}" if killed is not None else f"ran out of memory: {line}"
         return TrainingError(
-            f"a rank of training (of {ranks}) was lost: {killed.text}. Let fewer ranks share a node "
-            "(cluster.training_workers), train fewer SAEs at a time (smaller grids, fewer groups), or use nodes with "
-            f"more memory; {kept}"
+            f"a rank of training (of {ranks}) {happened}. Let fewer ranks share a node (cluster.training_workers), "
+            "train fewer SAEs at a time (smaller grids, fewer groups), or use nodes or GPUs with more memory; "
+            f"{kept}"
         )
     if any(words in str(causes[0]) for words in ("died", "unavailable", "health check")):
         return TrainingError(f"a rank of training (of {ranks}) was lost: {losses[0].text}; {kept}")

@@ -17,7 +17,7 @@ from codec_dist.utils.files import (
     write_json_atomically,
 )
 from codec_dist.utils.hashing import hash_file, hash_json
-from codec_dist.utils.memory import available_memory, keep_freed_memory, kernel_memory_kills
+from codec_dist.utils.memory import available_memory, keep_freed_memory, kernel_memory_kills, tells_of_failed_allocation
 from codec_dist.utils.names import escape_name, identifier, nearest_names, suggestion, unescape_name
 from codec_dist.utils.progress import Progress
 from codec_dist.utils.registry import Registry
@@ -45,6 +45,7 @@ __all__ = [
     "read_json",
     "read_tables",
     "suggestion",
+    "tells_of_failed_allocation",
     "unescape_name",
     "values_without_credentials",
     "without_credentials",

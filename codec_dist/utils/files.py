@@ -40,13 +40,17 @@ class DiskFullError(CodecError):
 
 
 def full_disk(error: BaseException) -> str | None:
-    """Why there was no space, in words, if that is what an error or one that caused it is about; else None."""
+    """Why there was no space, in words, if that is what an error is about, or one that caused it or was being handled
+    when it was raised; else None.
+    """
     found: BaseException | None = error
-    while found is not None:
+    seen: set[int] = set()
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
         for number, words in FULL.items():
             if getattr(found, "errno", None) == number or any(each in str(found) for each in FULL_IN_WORDS[number]):
                 return words
-        found = found.__cause__
+        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
     return None
 
 

@@ -10,6 +10,18 @@ from typing import NamedTuple
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 KEPT_BYTES, OLD_LIMIT = 1 << 30, 1 << 25
 
+# Of torch on GPUs and CPUs and the libraries below it, of NumPy, of Python, and of the C library.
+ALLOCATION_FAILURES = (
+    "OutOfMemoryError",
+    "MemoryError",
+    "out of memory",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "ALLOC_FAILED",
+)
+
 CONTROL_GROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
@@ -44,6 +56,13 @@ def kernel_memory_kills(groups: Path = CONTROL_GROUPS, membership: Path = MEMBER
     for folder, _ in _control_groups(groups, membership):
         counts += [*_counted(folder / "memory.events"), *_counted(folder / "memory.oom_control")]
     return max(counts or _counted(Path("/proc/vmstat")), default=None)
+
+
+def tells_of_failed_allocation(text: str) -> bool:
+    """Whether a message says that memory could not be had: many libraries, and errors of other processes, have no
+    class of error for that.
+    """
+    return any(words in text for words in ALLOCATION_FAILURES)
 
 
 def keep_freed_memory() -> None:

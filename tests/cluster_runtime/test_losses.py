@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from codec_dist.cluster_runtime import explain_loss
+from codec_dist.cluster_runtime import KernelKills, explain_loss
+from codec_dist.utils import kernel_memory_kills
 
 DIED = (
     "The actor died unexpectedly before finishing this task.\n\tclass_name: A\n\tpid: 15515\n\tip: 10.0.0.2\nThe actor "
@@ -67,5 +68,30 @@ def test_a_process_that_did_not_crash_leaves_no_signal(tmp_path: Path) -> None:
 
 
 def test_a_kill_that_the_kernel_counted_is_for_memory() -> None:
-    assert explain_loss(_died("End of file."), kills_before=-1).cause == "killed for memory"
-    assert explain_loss(_died("End of file."), kills_before=10**9).cause == "killed or crashed"
+    assert explain_loss(_died("End of file."), killed_by_kernel=lambda: True).cause == "killed for memory"
+    assert explain_loss(_died("End of file."), killed_by_kernel=lambda: False).cause == "killed or crashed"
+
+
+def test_each_kill_of_the_kernel_explains_one_loss_and_none_much_later(tmp_path: Path) -> None:
+    membership, events = tmp_path / "cgroup", tmp_path / "memory.events"
+    membership.write_text("0::/\n")
+
+    def killed(count: int) -> None:
+        events.write_text(f"low 0\noom 9\noom_kill {count}\noom_group_kill 0\n")
+
+    killed(3)  # before this run
+    kills = KernelKills(lambda: kernel_memory_kills(tmp_path, membership))
+    assert not kills.claim()
+    killed(5)  # two at once, of which both losses are heard one after the other
+    assert [kills.claim() for _ in range(3)] == [True, True, False]
+    killed(6)
+    kills.forget_old()  # it may be a worker whose loss is not known yet
+    assert kills.claim()
+    killed(7)
+    for _ in range(2):
+        kills.forget_old()
+    assert not kills.claim()  # seconds later it was another process
+
+
+def test_where_the_kernel_tells_no_kills_nothing_is_blamed_on_it() -> None:
+    assert not KernelKills(lambda: None).claim()

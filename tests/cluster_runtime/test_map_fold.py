@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from codec_dist.cluster_runtime import ClusterError, Session, map_fold
+from codec_dist.cluster_runtime.fold import tasks_on
 from codec_dist.utils import CodecError
 
 ITEMS = list(range(12))
@@ -82,7 +83,7 @@ def test_worker_that_always_dies_is_a_clear_error(ray_cluster: Session) -> None:
 
 @pytest.mark.ray
 def test_task_larger_than_the_cluster_is_refused(ray_cluster: Session) -> None:
-    with pytest.raises(ClusterError, match=r"needs 64 CPUs .* the cluster has 4"):
+    with pytest.raises(ClusterError, match=r"needs 64 CPUs .* CPUs is 4"):
         map_fold([0], folding.trace, num_cpus=64)
 
 
@@ -91,6 +92,22 @@ def test_accumulator_is_writable_and_its_own(ray_cluster: Session) -> None:
     result = map_fold([3], folding.trace)
     result.total += np.float32(1)
     assert np.array_equal(result.total, folding.trace(3).total + np.float32(1))
+
+
+@pytest.mark.parametrize(
+    ("resources", "cpus", "gpus", "expected"),
+    [
+        ({"CPU": 4.0, "memory": 1e9}, 1, 0, 4),
+        ({"CPU": 4.0}, 8, 0, 0),  # two of these have eight, but no task can be on both
+        ({"CPU": 4.0, "GPU": 2.0}, 1, 1, 2),
+        ({"CPU": 4.0, "GPU": 2.0}, 8, 1, 0),
+        ({"CPU": 64.0}, 1, 1, 0),
+        ({"CPU": 3.0}, 0.5, 0, 6),
+        ({}, 1, 0, 0),
+    ],
+)
+def test_a_task_takes_place_on_one_node(resources: dict[str, float], cpus: float, gpus: float, expected: int) -> None:
+    assert tasks_on(resources, cpus, gpus) == expected
 
 
 def test_empty_fold_is_refused() -> None:

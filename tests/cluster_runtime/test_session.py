@@ -113,6 +113,16 @@ def test_bad_address_is_a_clear_error(address: str, message: str) -> None:
         check_ray_answers(address)
 
 
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "anyscale://cluster", "127.0.0.1:1"])
+def test_an_address_of_the_environment_that_cannot_be_joined_is_named_as_such(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ClusterError, match="RAY_ADDRESS"), ray_session(ClusterSection()):
+        pass
+
+
 def test_slots_without_a_session_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     # Another test may hold the shared cluster open, so the question is asked where there is none.
     code = (
@@ -145,7 +155,7 @@ def test_interrupted_session_leaves_nothing_behind(tmp_path: Path) -> None:
     home.mkdir()
     temporary.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"HOME": str(home), "TMPDIR": str(temporary), "RAY_ADDRESS": "127.0.0.1:1"}
+    environment |= {"HOME": str(home), "TMPDIR": str(temporary), "RAY_ADDRESS": "http://127.0.0.1:1"}
     result = subprocess.run(
         [sys.executable, "-c", SESSION], env=environment, capture_output=True, text=True, check=False
     )

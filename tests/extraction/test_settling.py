@@ -20,7 +20,7 @@ from codec_dist.attribution import (
 )
 from codec_dist.cluster_runtime import Session
 from codec_dist.config import Config
-from codec_dist.extraction import extract
+from codec_dist.extraction import ExtractionError, extract
 from codec_dist.extraction.plan import make_plan, open_store
 from codec_dist.extraction.settling import settle
 from codec_dist.models import load_model
@@ -158,3 +158,22 @@ def test_an_automatic_microbatch_is_chosen_once_and_kept_by_all_who_resume(
     other = make_config_in(tmp_path / "first", attribution={"microbatch": 64})
     with pytest.raises(StoreError, match=r"attribution\.microbatch: auto in the store, 64 asked"):
         make_plan(other)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"device": "tpu"},
+        {"device": ["cpu"]},
+        {"device": "cpu", "optimizations": {"inplace": True}},
+        {"device": "cpu", "optimizations": {"inplace": 1, "fold_batchnorm": 0, "channels_last": 0, "fused": 0}},
+        {"device": "cpu", "optimizations": [True, True, True, True]},
+    ],
+)
+def test_settings_of_a_store_that_cannot_be_are_refused_with_its_name(
+    ray_cluster: Session, make_config: MakeConfig, damaged: dict[str, object]
+) -> None:
+    plan, shards = make_plan(make_config())
+    open_store(plan, shards, damaged)
+    with pytest.raises(ExtractionError, match="store"):
+        settle(plan, shards)

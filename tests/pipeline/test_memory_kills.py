@@ -54,3 +54,25 @@ def test_workers_that_ray_kills_for_memory_are_told_as_such(tmp_path: Path) -> N
     assert (ended.returncode, last[:7]) == (2, "error: "), ended.stderr
     assert "for memory" in last
     assert "training_workers" in last
+
+
+FOLD = """
+import time
+from codec_dist.cluster_runtime import ClusterError, map_fold, ray_session
+from codec_dist.config import ClusterSection
+with ray_session(ClusterSection()):
+    try:
+        map_fold([0], lambda item: time.sleep(60))
+    except ClusterError as error:
+        print(error)
+"""
+
+
+def test_a_task_that_ray_kills_for_memory_is_one_line_without_rays_own_text() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", FOLD], env=os.environ | TIGHT, capture_output=True, text=True, timeout=120
+    )
+    assert "for memory" in ended.stdout, ended.stderr
+    assert ended.stdout.count("\n") == 1
+    assert len(ended.stdout) < 400
+    assert "raylet" not in ended.stdout + ended.stderr

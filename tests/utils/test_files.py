@@ -7,7 +7,7 @@ import pickle
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +52,37 @@ def test_full_disk_keeps_the_old_content_and_leaves_no_temporary_file(tmp_path: 
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["marker.json"]
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1000
+
+
+def _caught(call: Callable[[], object]) -> BaseException:
+    with pytest.raises(RuntimeError) as caught:
+        call()
+    return caught.value
+
+
+def _close_after_full_disk(cause: bool) -> None:
+    try:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        if cause:
+            raise RuntimeError("the file was closed half written") from error
+        raise RuntimeError("the file was closed half written")  # noqa: B904  as libraries do
+
+
+def _write_elsewhere_after_full_disk() -> None:
+    try:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        raise RuntimeError("another thing is wrong") from None
+
+
+def test_a_full_disk_is_known_also_from_what_a_library_made_of_it() -> None:
+    for cause in (True, False):
+        assert full_disk(_caught(lambda cause=cause: _close_after_full_disk(cause))) is not None
+    assert full_disk(_caught(_write_elsewhere_after_full_disk)) is None
+    circle, other = RuntimeError("one"), RuntimeError("other")
+    circle.__cause__, other.__context__ = other, circle
+    assert full_disk(circle) is None
 
 
 def test_atomic_files_obey_the_umask(tmp_path: Path) -> None:
