@@ -21,6 +21,7 @@ from codec_dist.attribution.capture import Captured, borrowed, edited
 from codec_dist.attribution.errors import AttributionError
 from codec_dist.attribution.memory import is_out_of_memory
 from codec_dist.attribution.outputs import checked_output, widened
+from codec_dist.models import model_call
 from codec_dist.models.layers import LayerKey
 from codec_dist.utils import CodecError
 
@@ -262,7 +263,8 @@ class SelfCheck:
         total = (output * torch.randn(output.shape[1], generator=generator).to(output)).sum()
         found: Sequence[Tensor | None] = [None] * len(hidden)
         if total.requires_grad:
-            found = torch.autograd.grad(total, list(hidden.values()), allow_unused=True)
+            with model_call("gradients were computed"):
+                found = torch.autograd.grad(total, list(hidden.values()), allow_unused=True)
         # Whether a layer leads to the output is for others to say.
         slopes = [torch.zeros_like(each) if slope is None else slope for each, slope in zip(hidden.values(), found)]
         hidden = {site: tensor.detach() for site, tensor in hidden.items()}
@@ -281,7 +283,8 @@ class SelfCheck:
 
         def run(images: Images) -> Captured:
             hidden.clear()
-            return Captured(self._model(images.clone()), dict(hidden))
+            with model_call(f"it computed images of {list(images.shape)}"):
+                return Captured(self._model(images.clone()), dict(hidden))
 
         with borrowed(self._model), edited(self._model, {site: partial(keep, site) for site in self._sites}):
             yield run
