@@ -50,12 +50,13 @@ def settle(plan: Plan, shards: Sequence[ShardInfo]) -> tuple[Plan, str]:
     """
     settings = open_store(plan, shards) if plan.store_exists else None
     device = _settle_device(plan, settings)
+    fit_here = plan.optimizations
     plan = replace(plan, optimizations=_resolve_optimizations(plan, shards, settings, device))
     plan, sizes = settle_microbatch(plan, settings, device)
     if needs_statistics(plan.config):
         plan = replace(plan, statistics=_settle_statistics(plan, shards, settings))
     if uses_automatic_steps(plan.config):
-        plan, measured = _settle_steps(plan, shards, settings)
+        plan, measured = _settle_steps(plan, shards, settings, fit_here)
     else:
         measured = {}
     if settings is None:
@@ -219,8 +220,13 @@ def _measure(plan: Plan, shards: Sequence[ShardInfo]) -> DataStatistics:
 # --- the number of steps ---------------------------------------------------------------------------------------------
 
 
-def _settle_steps(plan: Plan, shards: Sequence[ShardInfo], settings: Any) -> tuple[Plan, dict[str, Any]]:
-    """The plan with the number of steps, and what to note in the store."""
+def _settle_steps(
+    plan: Plan, shards: Sequence[ShardInfo], settings: Any, fit_here: Optimizations
+) -> tuple[Plan, dict[str, Any]]:
+    """The plan with the number of steps, and what to note in the store.
+
+    Steps are measured on this CPU, with the optimisations that the model is fit for here; on GPUs others may be.
+    """
     if settings is not None:
         steps = settings.get("steps")
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
@@ -229,7 +235,7 @@ def _settle_steps(plan: Plan, shards: Sequence[ShardInfo], settings: Any) -> tup
                 "copy, or remove it"
             )
         return replace(plan, steps=steps), {}
-    choice = _choose(plan, shards)
+    choice = _choose(replace(plan, optimizations=fit_here), shards)
     sys.stderr.write(
         f"extract: {choice.steps} steps chosen: the median relative residual of layer {choice.layer} is "
         f"{choice.measured[-1][1]:.3g} on {choice.images} images, below {choice.tolerance:g}\n"
