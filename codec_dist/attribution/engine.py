@@ -449,5 +449,6 @@ def _refuse_batch_statistics(model: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise AttributionError(
                 f"module {name} normalises over the batch also in evaluation mode (no running statistics): "
-                "contributions of one image would depend on the others"
+                "contributions of one image would depend on the others; set attribution.allow_mixing to explain it as "
+                "it is"
             )

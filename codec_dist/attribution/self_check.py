@@ -71,11 +71,17 @@ class Pass(NamedTuple):
 
     def first(self) -> "Pass":
         """What it says of the first image."""
-        return Pass(
-            self.output[:1],
-            {site: tensor[:1] for site, tensor in self.hidden.items()},
-            {site: tensor[:1] for site, tensor in self.gradients.items()},
+        return self._each(lambda tensor: tensor[:1])
+
+    def reversed(self) -> "Pass":
+        """The same with the images in the other order."""
+        return self._each(lambda tensor: tensor.flip(0))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Pass":
+        hidden, gradients = (
+            {site: change(tensor) for site, tensor in each.items()} for each in (self.hidden, self.gradients)
         )
+        return Pass(change(self.output), hidden, gradients)
 
 
 class Difference(NamedTuple):
@@ -149,9 +155,9 @@ class SelfCheck:
 
         From then on an image alone is compared with the plain model's pass of it alone.
         """
-        found = self._least(lambda number: self._excesses(number, [(self._plain_alone(number), True)]))
+        found = self._least(lambda number: self._excesses(number, self._plain_variants(number)))
         self._mixes = found is not None
-        return None if found is None else f"{found} where another image passes beside the same one"
+        return None if found is None else f"{found} where another image passes beside or before the same one"
 
     def disagreement(self, form: Form) -> str | None:
         """Where a form of the model does not compute what the model itself does, as a sentence; None: nowhere.
@@ -169,11 +175,16 @@ class SelfCheck:
         return None if found is None else f"{found} from the plain model's"
 
     def _passes(self, form: Form, number: int) -> list[tuple[Pass, bool]]:
-        """Passes of both images of an input and of the first alone, and whether it was alone."""
+        """Passes of both images of an input and of the first alone, and whether it was alone.
+
+        The two pass in the other order, unless the plain model itself mixes them: a network in which an image
+        depends on those before it is not found by the first one alone.
+        """
         images = self._inputs[number]
         try:
             with form() as run:
-                return [(self._run(run, images), False), (self._run(run, images[:1]), True)]
+                both = self._run(run, images) if self._mixes else self._run(run, images.flip(0)).reversed()
+                return [(both, False), (self._run(run, images[:1]), True)]
         except CodecError:
             raise
         except Exception as error:
@@ -181,6 +192,11 @@ class SelfCheck:
             if is_out_of_memory(error):
                 raise
             raise FormError(f"the model raises {type(error).__name__}: {reason_of(error)}") from error
+
+    def _plain_variants(self, number: int) -> list[tuple[Pass, bool]]:
+        """The plain model's passes of both images in the other order and of the first alone."""
+        both = self._plain_pass(self._inputs[number].flip(0)).reversed()
+        return [(both, False), (self._plain_alone(number), True)]
 
     def _differences(self, number: int, passes: Iterable[tuple[Pass, bool]]) -> list[Difference]:
         together, differences = self._plain_together(number), []

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from codec_dist.models.errors import ESCAPES, ModelError, reason_of
+from codec_dist.models.errors import ModelError, printable, reason_of
 
 # Under which training scripts keep the weights in a checkpoint, the likeliest first.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
@@ -101,10 +101,12 @@ def _read_torch(path: Path) -> Any:
             with path.open("rb") as file:
                 return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        named = re.findall(r"GLOBAL ([\w.]+)", ESCAPES.sub("", str(error)))
+        named = re.findall(r"GLOBAL ([\w.]+)", printable(str(error)))
+        # A dictionary may hold the state dict or the whole model, or be the state dict.
         recipe = (
             f"python -c \"import torch; c = torch.load({str(path)!r}, weights_only=False, map_location='cpu'); "
-            "torch.save(c.state_dict() if hasattr(c, 'state_dict') else c['state_dict'], 'weights.pth')\""
+            "c = c.get('state_dict', c.get('model_state_dict', c.get('model', c))) if isinstance(c, dict) else c; "
+            "torch.save(c.state_dict() if hasattr(c, 'state_dict') else c, 'weights.pth')\""
         )
         holds = f"objects of Python ({named[0]})" if named else "more than plain tensors"
         raise _unreadable(path, f"it holds {holds}; if you trust it, save its tensors alone: {recipe}") from error
@@ -138,12 +140,12 @@ def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
         raise ModelError(f"the weights {path} hold a {type(found).__name__}, not a state dict of names and tensors")
     others = [key for key, value in found.items() if not isinstance(value, Tensor) or not isinstance(key, str)]
     if others or not found:
-        named = ", ".join(map(str, [*others][:5])) or "nothing"
+        named = printable(", ".join(map(str, [*others][:5]))) or "nothing"
         raise ModelError(f"the weights {path} hold a {type(found).__name__}, not a state dict alone: found {named}")
     for key, tensor in found.items():
         if tensor.is_quantized or tensor.is_meta or tensor.layout != torch.strided:
             kind = "quantised" if tensor.is_quantized else "without values" if tensor.is_meta else "sparse"
-            raise ModelError(f"the weights {path}: {key} is {kind}: save plain dense tensors")
+            raise ModelError(f"the weights {path}: {printable(key)} is {kind}: save plain dense tensors")
     return dict(found)
 
 

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 
 from codec_dist.utils import CodecError
 
-ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+# Commands to a terminal: colours and cursor moves, titles and links, and the short ones.
+ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)")
 SCRIPT_PREAMBLE = "The following operation failed in the TorchScript"
 LONGEST_REASON = 300
 RAISED = "the model raised"
@@ -36,9 +37,14 @@ def model_line(error: BaseException) -> str | None:
     return next((note for note in getattr(error, "__notes__", ()) if note.startswith(RAISED)), None)
 
 
+def printable(text: str) -> str:
+    """A text of unknown origin without what would act on a terminal, on one line."""
+    return "".join(each if each.isprintable() else " " for each in ESCAPES.sub("", text))
+
+
 def reason_of(error: BaseException) -> str:
     """The line of an error's message that says most, without terminal escapes; its type where it says nothing."""
-    lines = [line for line in map(str.strip, ESCAPES.sub("", str(error)).splitlines()) if line]
+    lines = [line for line in (printable(each).strip() for each in str(error).splitlines()) if line]
     if not lines:
         return type(error).__name__
     line = lines[-1] if lines[0].startswith(SCRIPT_PREAMBLE) else lines[0]

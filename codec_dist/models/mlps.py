@@ -63,7 +63,7 @@ def _inputs(layer: Any) -> int:
 
 
 def _gates(model: nn.Module, name: str, first: nn.Module, second: nn.Module) -> bool:
-    """Whether the module, or the one around it, returns all positions, but has neurons at none."""
+    """Whether the module, or the one around it, returns all positions, or factors, but has neurons at no position."""
     own = model.get_submodule(name)
     if any(_is_gate(own, second, shape) for shape in _shapes(own, first)):
         return True
@@ -82,7 +82,9 @@ def _shapes(module: nn.Module, first: nn.Module) -> Iterator[tuple[int, ...]]:
 
 
 def _is_gate(module: nn.Module, second: nn.Module, shape: tuple[int, ...]) -> bool:
-    """Whether an input of this shape passes with all its positions, though the second layer sees a mean of them."""
+    """Whether an input of this shape passes with all its positions, or becomes factors for its channels, though the
+    second layer sees a mean of them.
+    """
     seen: list[int] = []
 
     def count(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -97,5 +99,9 @@ def _is_gate(module: nn.Module, second: nn.Module, shape: tuple[int, ...]) -> bo
         return False
     finally:
         handle.remove()
-    kept = isinstance(output, Tensor) and output.ndim == len(shape) and output.numel() > max(output.shape[1:]) * 2
-    return kept and bool(seen) and max(seen) == 1
+    if not isinstance(output, Tensor) or output.ndim != len(shape) or not seen:
+        return False
+    kept = output.numel() > max(output.shape[1:]) * 2
+    # Factors for the channels of an image, by which someone else multiplies.
+    factors = len(shape) == 4 and output.numel() == max(output.shape[1:]) * 2
+    return (kept or factors) and max(seen) == 1

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from codec_dist.models.checkpoints import read_checkpoint
-from codec_dist.models.errors import ModelError
+from codec_dist.models.errors import ModelError, printable
 from codec_dist.utils import hash_json
 
 # What wrappers put before every name: DataParallel, torch.compile, modules of Lightning and other trainers.
@@ -38,7 +39,8 @@ def load_weights(model: nn.Module, path: Path, name: str) -> tuple[str, ...]:
     prefix, found = _without_prefix(read_checkpoint(path), expected)
     missing = [key for key in expected if key not in found and not key.endswith(UNUSED)]
     unexpected = [key for key in found if key not in expected]
-    common = [(key, found[key], expected[key]) for key in expected if key in found]
+    # Parameters of lazy modules take the shapes of the file.
+    common = [(key, found[key], wanted) for key, wanted in expected.items() if key in found and not is_lazy(wanted)]
     misshaped = [
         f"{key} ({list(given.shape)} in the file, {list(wanted.shape)} in the model)"
         for key, given, wanted in common
@@ -60,7 +62,7 @@ def load_weights(model: nn.Module, path: Path, name: str) -> tuple[str, ...]:
         if keys
     ]
     if faults:
-        raise ModelError(f"the weights {path} do not fit {name}: {'; '.join(faults)}")
+        raise ModelError(f"the weights {path} do not fit {name}: {printable('; '.join(faults))}")
     model.load_state_dict(found, strict=False)
     return (f"the prefix {prefix!r} of all names in {path} is left out",) if prefix else ()
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from codec_dist.attribution import Capture, Traced, make_reduction, needs_trace, trace_layers
-from codec_dist.models import LayerKey, resolve_layers
+from codec_dist.models import LayerKey, model_call, resolve_layers
 from codec_dist.visualization.errors import VisualizationError
 
 ChannelNumbers = Sequence[int] | Int[np.ndarray, "chosen"] | Int[Tensor, "chosen"]
@@ -73,11 +73,13 @@ def mode_maps(
         output, hidden = capture(pixels)
         arrange, units = make_reduction(model, key, traced).arrange, hidden[key.site]
         probability = _probability(output, classes, len(pixels))
-        (slope,) = torch.autograd.grad(probability, units, retain_graph=True, allow_unused=True)
-        if slope is None:
-            raise VisualizationError(f"layer {layer} does not influence the output: choose another")
-        chosen = _checked_channels(layer, channels, arrange(slope).shape[1])
-        return _halves(layer, arrange(units)[:, chosen], arrange(slope)[:, chosen].detach(), pixels)
+        # Backward functions of a model's own may raise, above all where they are differentiated themselves.
+        with model_call("gradients of a mode map were computed"):
+            (slope,) = torch.autograd.grad(probability, units, retain_graph=True, allow_unused=True)
+            if slope is None:
+                raise VisualizationError(f"layer {layer} does not influence the output: choose another")
+            chosen = _checked_channels(layer, channels, arrange(slope).shape[1])
+            return _halves(layer, arrange(units)[:, chosen], arrange(slope)[:, chosen].detach(), pixels)
 
 
 def _traced(model: nn.Module, key: LayerKey, images: Maps) -> Traced | None:

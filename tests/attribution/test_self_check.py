@@ -169,6 +169,31 @@ def test_a_model_that_fails_in_channels_last_is_explained_without() -> None:
     assert norm_error(model, torch.randn(3, 3, 16, 16), ["norm"]) < 1e-5
 
 
+class Contiguous(nn.Module):
+    """Insists on one layout of memory."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        super().__init__()
+        self.conv, self.head, self.error = nn.Conv2d(3, 4, 3), nn.Linear(4, 5), error
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.conv(images)
+        if not hidden.is_contiguous():
+            raise self.error("the features must be contiguous")
+        return self.head(hidden.mean((2, 3)))
+
+
+@pytest.mark.parametrize("error", [AssertionError, ValueError, TypeError, NotImplementedError])
+def test_whatever_a_model_raises_in_channels_last_it_is_explained_without(error: type[Exception]) -> None:
+    torch.manual_seed(0)
+    model, images = Contiguous(error).eval(), torch.randn(2, 3, 8, 8)
+    attributor = Attributor(model, ["conv"])
+    attributor.probe(images)
+    assert attributor.optimizations == Optimizations(channels_last=False)
+    assert error.__name__ in attributor.left_out["channels_last"]
+    assert norm_error(model, images, ["conv"]) < 1e-5
+
+
 class Reused(nn.Module):
     """Takes a convolution's weights a second time, past its module: folding changes what they are."""
 
@@ -243,6 +268,42 @@ def test_a_network_that_mixes_the_images_of_a_batch_is_refused(part: float, coun
     torch.manual_seed(0)
     with pytest.raises(AttributionError, match=r"mixes the images of a batch.*outputs.*allow_mixing"):
         Attributor(Mixing(part).eval(), ["first"])(torch.randn(count, 3, 4, 4))
+
+
+class Ordered(nn.Module):
+    """Each image is changed by those before it only, so that the first one never is; perhaps without a gradient."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.first, self.head = kind, nn.Linear(48, 16), nn.Linear(16, 3)
+        self.recurrent = nn.GRU(16, 16)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.first(images.flatten(1)).relu()
+        if self.kind == "recurrent over the batch":
+            hidden = self.recurrent(hidden[:, None])[0][:, 0]
+        elif self.kind == "sums over the batch":
+            hidden = hidden.cumsum(0)
+        elif self.kind == "less the first":
+            hidden = hidden + hidden - hidden[:1]
+        elif self.kind == "less the first, without a gradient":
+            hidden = hidden + hidden - hidden[:1].detach()
+        return self.head(hidden)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["recurrent over the batch", "sums over the batch", "less the first", "less the first, without a gradient"],
+)
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_network_in_which_an_image_depends_on_its_place_in_the_batch_is_refused(kind: str, count: int) -> None:
+    torch.manual_seed(0)
+    model, images = Ordered(kind).eval(), torch.randn(count, 3, 4, 4)
+    with pytest.raises(AttributionError, match=r"mixes the images of a batch.*allow_mixing"):
+        Attributor(model, ["first"])(images)
+    allowed = Attributor(model, ["first"], allow_mixing=True)
+    allowed.probe(images)
+    assert allowed.optimizations == Optimizations()
 
 
 def test_a_mixing_network_that_is_allowed_gets_whole_batches() -> None:

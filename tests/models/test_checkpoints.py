@@ -243,15 +243,41 @@ def test_file_with_code_gets_one_recipe_and_no_code_runs(value: object, tmp_path
     assert "add_safe_globals" not in message
 
 
-def test_recipe_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["model", "model in a dictionary", "dictionary", "older names", "newer pickle"])
+def test_recipe_works(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
     model.load_state_dict(filled())
-    torch.save(model, tmp_path / "whole.pth")
+    saved = {
+        "model": model,
+        "model in a dictionary": {"epoch": 3, "model": model},
+        "dictionary": {"state_dict": filled(), "folder": tmp_path},
+        "older names": {"model_state_dict": filled(), "folder": tmp_path},
+        "newer pickle": filled(),
+    }
+    torch.save(saved[kind], tmp_path / "whole.pth", pickle_protocol=4 if kind == "newer pickle" else 2)
     recipe = re.search(r'python -c "(.*)"', refused(tmp_path / "whole.pth"))
     assert recipe is not None
     monkeypatch.chdir(tmp_path)
     exec(recipe[1])
     assert_loads(tmp_path / "weights.pth", filled())
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "\x1b]0;title\x07", "two\nlines", "bell\x07", "\x1bc"])
+def test_names_in_a_file_do_nothing_to_the_terminal(name: str, tmp_path: Path) -> None:
+    for values in (filled() | {name: torch.zeros(1)}, {name: 3}):
+        torch.save(values, tmp_path / "weights.pth")
+        assert refused(tmp_path / "weights.pth").isprintable()
+
+
+def test_lazy_layers_take_their_shapes_from_the_file(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.LazyConv2d(2, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(3))
+    weights = filled() | {"1.running_var": torch.ones(2)}
+    torch.save(weights, tmp_path / "weights.pth")
+    load_weights(model, tmp_path / "weights.pth", "the network")
+    expected = network()
+    expected.load_state_dict(weights)
+    images = torch.randn(2, 1, 4, 4)
+    assert torch.equal(model.eval()(images), expected.eval()(images))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -156,6 +156,37 @@ class Gate(nn.Module):
         return images * gates.sigmoid()[:, :, None, None]
 
 
+class ChannelAttention(nn.Module):
+    """The factors alone, of means and maxima, as in CBAM; the network multiplies."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Conv2d(width, 4, 1), nn.Conv2d(4, width, 1)
+
+    def forward(self, images):
+        pooled = (images.mean((2, 3), keepdim=True), images.amax((2, 3), keepdim=True))
+        return sum(self.fc2(self.fc1(each).relu()) for each in pooled).sigmoid()
+
+
+class Cbam(nn.Module):
+    """One such gate beside everything else, so that nothing around it returns an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.ca, self.head = nn.Conv2d(3, 16, 3), ChannelAttention(16), nn.Linear(16, 5)
+
+    def forward(self, images):
+        hidden = self.conv(images)
+        return self.head((hidden * self.ca(hidden)).mean((2, 3)))
+
+
+def test_gates_that_return_factors_alone_have_no_mlp_neurons() -> None:
+    with pytest.raises(ModelError, match="finds nothing"):
+        names(Cbam(), "mlp_neurons")
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Sequential(nn.Linear(8, 9), nn.GELU(), nn.Linear(9, 8)))
+    assert names(model, "mlp_neurons") == ["1.2@input"]
+
+
 def test_gates_of_a_users_own_network_are_told_from_its_mlps() -> None:
     encoder = nn.TransformerEncoderLayer(8, 2, 16)
     model = nn.Sequential(Gate(apart=True), Gate(apart=False), encoder, nn.Sequential(nn.Linear(8, 9), nn.Linear(9, 8)))

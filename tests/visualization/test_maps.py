@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from codec_dist.attribution import AttributionError
-from codec_dist.models import ModelError
+from codec_dist.models import ModelError, model_line
 from codec_dist.visualization import VisualizationError, mode_maps
 
 
@@ -241,3 +241,31 @@ def test_layer_off_the_path_is_refused(layer: str, message: str) -> None:
     torch.manual_seed(0)
     with pytest.raises(VisualizationError, match=message):
         mode_maps(Constant().double(), layer, make_images(), [0], 0)
+
+
+class OnceOnly(torch.autograd.Function):
+    """Has a gradient, which has none itself."""
+
+    @staticmethod
+    def forward(ctx, tensor: Tensor) -> Tensor:
+        return tensor.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class OnceDifferentiable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.conv(OnceOnly.apply(images)).mean((2, 3)))
+
+
+def test_what_a_models_gradients_raise_is_noted_as_the_models() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        mode_maps(OnceDifferentiable(), "conv", torch.randn(1, 3, 6, 6), [0], 0)
+    assert "while gradients of a mode map were computed" in (model_line(caught.value) or "")
