@@ -332,20 +332,20 @@ class Attributor:
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
-                    self._lower(evaluation, size, error)
+                    self._lower(evaluation, size, images.device, error)
                     if images.is_cuda:
                         torch.cuda.empty_cache()
                 # The next microbatch needs the room of this one.
                 totals = None
         return finished
 
-    def _lower(self, evaluation: Evaluation, size: int, error: BaseException) -> None:
+    def _lower(self, evaluation: Evaluation, size: int, device: torch.device, error: BaseException) -> None:
         """Let half as many images pass at once from now on."""
         tried = size * evaluation.points_at_once(size)
         if not self._halve or tried == 1:
             raise AttributionError(
-                f"the memory of the {next(self.model.parameters()).device.type} is too small for {tried} images at "
-                "once: lower the microbatch, or choose fewer layers"
+                f"the memory of the {device.type} is too small for {tried} images at once: lower the microbatch, or "
+                "choose fewer layers"
             ) from error
         self.microbatch = evaluation.largest = tried // 2
 
