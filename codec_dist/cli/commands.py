@@ -70,8 +70,15 @@ def shards_index(arguments: argparse.Namespace) -> None:
     """The index of shards made by others."""
     from codec_dist.cli.packing import describe
     from codec_dist.shards import build_index
+    from codec_dist.utils import CodecError
 
-    print(describe(build_index(arguments.location, label_field=arguments.label_field)))
+    index = build_index(arguments.location, label_field=arguments.label_field)
+    print(describe(index))
+    if index.kept_in is None:
+        raise CodecError(
+            f"the index of {index.location} cannot be written beside its tars: make the folder writable; a run needs no "
+            "index there, and keeps its own"
+        )
 
 
 def store_info(arguments: argparse.Namespace) -> None:
