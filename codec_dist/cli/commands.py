@@ -76,8 +76,8 @@ def shards_index(arguments: argparse.Namespace) -> None:
     print(describe(index))
     if index.kept_in is None:
         raise CodecError(
-            f"the index of {index.location} cannot be written beside its tars: make the folder writable; a run needs no "
-            "index there, and keeps its own"
+            f"the index of {index.location} cannot be written beside its tars: make the folder writable (a run needs "
+            "none there: it keeps its own)"
         )
 
 
