@@ -1,6 +1,7 @@
 """Extraction says early how well predictions agree with labels, and keeps the totals over an interrupted run."""
 
 import io
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,15 +67,17 @@ def test_accuracy_is_said_after_the_first_shard_and_at_the_end(
     config = make(lambda level: (level + 5) % 10 if level < 3 else level, outputs=10, classes=10)
     right = [int(key[1:]) % 10 >= 3 for key in load_index(tmp_path / "shards").samples()["key"].to_pylist()]
     assert main(["extract", str(config)]) == 0
-    assert said(capsys) == [
-        f"extract: accuracy {100 * sum(right[:PER_SHARD]) / PER_SHARD:.1f} % on {PER_SHARD} labelled images",
-        f"extract: accuracy 70.0 % on {SHARDS * PER_SHARD} labelled images",
-    ]
+    shards = [sum(right[n : n + PER_SHARD]) for n in range(0, len(right), PER_SHARD)]
     entries = list(read_metrics(tmp_path / "run" / "metrics.jsonl"))
     points = [entry["metrics"] for entry in entries if "extract/accuracy" in entry.get("metrics", {})]
-    assert [point["extract/accuracy"] for point in points] == pytest.approx(
-        [sum(right[: n * PER_SHARD]) / (n * PER_SHARD) for n in range(1, SHARDS + 1)]
-    )
+    # Two shards are in flight, and either may end first.
+    ways = [list(itertools.accumulate(order)) for order in itertools.permutations(shards)]
+    counts = [round(point["extract/accuracy"] * PER_SHARD * n) for n, point in enumerate(points, start=1)]
+    assert counts in ways
+    assert said(capsys) == [
+        f"extract: accuracy {100 * counts[0] / PER_SHARD:.1f} % on {PER_SHARD} labelled images",
+        f"extract: accuracy 70.0 % on {SHARDS * PER_SHARD} labelled images",
+    ]
     summaries = [entry["summary"] for entry in entries if "extract/accuracy" in entry.get("summary", {})]
     assert summaries[-1]["extract/accuracy"] == pytest.approx(0.7)
     assert summaries[-1]["extract/labelled"] == SHARDS * PER_SHARD
