@@ -104,7 +104,8 @@ class BatchTotals:
             for key in self.settings.reductions
         }
         start = torch.full_like(value, torch.nan) if baselines is None else baselines[number]
-        return AttributionResult(layers, value, start, self.prediction, self.names[number])
+        steps = self.contributions.steps
+        return AttributionResult(layers, value, start, self.prediction, self.names[number], steps=steps)
 
 
 def _total(site: LayerKey, totals: Mapping, split: Mapping[LayerKey, Split]) -> Float[Tensor, "batch"]:

@@ -19,6 +19,7 @@ from codec_dist.attribution.errors import AttributionError, require_whole
 from codec_dist.attribution.evaluation import Evaluation
 from codec_dist.attribution.folding import FoldPair, find_foldable, laid_out, prepared, unwatched
 from codec_dist.attribution.fused import can_fuse
+from codec_dist.attribution.interval_errors import IntervalErrors, measure_intervals
 from codec_dist.attribution.memory import (
     FILL_BYTES,
     SPARE_FACTOR,
@@ -30,11 +31,11 @@ from codec_dist.attribution.memory import (
     measure_image,
 )
 from codec_dist.attribution.methods import IntegratedGradients, Method
+from codec_dist.attribution.path_choice import PathChoice, choose_path
 from codec_dist.attribution.path_sums import fused_difference
 from codec_dist.attribution.reductions import make_reduction
 from codec_dist.attribution.results import AttributionResult, concatenate
 from codec_dist.attribution.self_check import Optimizations, SelfCheck, fastest_agreeing, two_images
-from codec_dist.attribution.steps import StepsChoice, choose_steps
 from codec_dist.attribution.targets import Target, TopK
 from codec_dist.attribution.tracing import AxisTrace
 from codec_dist.models.layers import resolve_layers
@@ -51,7 +52,7 @@ AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 # How far the fused kernel's contributions may be from plain operations', relative to their norm.
 FUSED_TOLERANCE = 1e-3
 
-# Images of the first batch on which `steps: auto` is settled.
+# Images of the first batch on which points of the path are chosen.
 PROBE_IMAGES = 32
 
 
@@ -65,7 +66,8 @@ class Attributor:
     Args:
         model: any module whose output is [batch, outputs].
         layers: layer keys, globs or presets (see :func:`codec_dist.models.resolve_layers`).
-        method: default integrated gradients with 10 steps from zero.
+        method: default integrated gradients with 10 steps from zero, whose points are learned on the first images
+            of the first call.
         target: default the largest output, chosen anew at every path point. Several targets share the forward
             passes; the result is the first one's and holds the ``others``.
         activations: also reduce the hidden tensors at the images.
@@ -122,7 +124,7 @@ class Attributor:
         self.method = method or IntegratedGradients()
         targets = [TopK()] if target is None else [target] if isinstance(target, Target) else target
         self.targets: tuple[Target, ...] = tuple(targets)
-        self.steps_choice: StepsChoice | None = None
+        self.path_choice: PathChoice | None = None
         self.microbatch = microbatch
         self._memory, self._halve = memory, halve
         # Images times points that pass together where no microbatch is given.
@@ -189,23 +191,23 @@ class Attributor:
     def with_method(self, method: Method) -> "Attributor":
         """The same engine with another method; what was found out about the model is kept."""
         changed = copy.copy(self)
-        changed.method, changed.steps_choice = method, None
+        changed.method, changed.path_choice = method, None
         return changed
 
     def bytes_per_image(self, device: str, *, steps: int | None = None) -> int:
         """Memory that each image of a microbatch takes while it passes, on a device of the type ``device``.
 
         Args:
-            device: ``cpu`` or ``cuda``, wherever the model is now. A GPU keeps all points of the path at once.
-            steps: steps of the path; default: the method's.
+            device: ``cpu`` or ``cuda``, wherever the model is now. A GPU keeps all points of the path at once, and
+                where paths are refined so does a CPU.
+            steps: steps of the path at most; default: the method's.
 
         Raises:
             AttributionError: nothing has been run yet.
         """
         if not self._channels:
             raise AttributionError("what an image takes is known after the first call: call probe(images[:1]) before")
-        steps = getattr(self.method, "steps", None) if steps is None else steps
-        points = steps + 1 if device == "cuda" and isinstance(steps, int) else 0
+        points = self._kept_points(keeps_all=device == "cuda", steps=steps)
         return int(SPARE_FACTOR * self._footprint.bytes(len(self.targets), points))
 
     def probe(self, images: Images) -> dict[str, int]:
@@ -242,6 +244,33 @@ class Attributor:
 
         return concatenate(self._batches(images, labels, reduce))
 
+    def interval_errors(
+        self, images: Images, fractions: Sequence[float], labels: Labels | None = None
+    ) -> IntervalErrors:
+        """How far contributions miss their sum between any two points of a dense path, for each image.
+
+        Costs an evaluation of every point for every image, or several where much is to be kept (see
+        :func:`codec_dist.attribution.interval_errors.measure_intervals`).
+
+        Args:
+            images: as in a call.
+            fractions: α of the points, ascending from 0 to 1.
+            labels: as in a call.
+
+        Returns:
+            Errors at every cut layer; at the images themselves, where no chosen layer is a cut.
+
+        Raises:
+            AttributionError: as a call; or the method has no path.
+        """
+        if not isinstance(self.method, IntegratedGradients):
+            raise AttributionError(f"the method {self.method.name} has no path whose intervals could have errors")
+        self.probe(images)
+        sites = {key.site: str(key) for key in self.keys if self._settings.cuts[key.site]}
+        with self._ready(images, labels) as (evaluation, images, labels):
+            start = self.method.baseline.start(images)
+            return measure_intervals(evaluation, images, labels, start, fractions, sites)
+
     def maps(
         self, images: Images, channels: Mapping[str, Sequence[int]], labels: Labels | None = None
     ) -> dict[str, Float[Tensor, "batch chosen ..."]]:
@@ -271,14 +300,14 @@ class Attributor:
         return {layer: torch.cat([part[layer] for part in parts]) for layer in channels}
 
     def _settle(self, images: Images, labels: Labels | None) -> None:
-        """Find out about the model, and choose the steps if that is left to the engine."""
+        """Find out about the model, and choose the path's points if that is left to the engine."""
         if labels is not None and len(labels) != len(images):
             raise AttributionError(f"{len(labels)} labels were given for {len(images)} images")
         self.probe(images)
-        if isinstance(self.method, IntegratedGradients) and self.method.steps == "auto":
+        if isinstance(self.method, IntegratedGradients) and self.method.is_open:
             some = None if labels is None else labels[:PROBE_IMAGES]
-            self.steps_choice = choose_steps(self, images[:PROBE_IMAGES], some)
-            self.method = self.method.with_steps(self.steps_choice.steps)
+            self.path_choice = choose_path(self, images[:PROBE_IMAGES], some)
+            self.method = self.method.with_points(self.path_choice.fractions)
 
     @contextmanager
     def _ready(self, images: Images, labels: Labels | None) -> Iterator[tuple[Evaluation, Images, Labels | None]]:
@@ -295,6 +324,7 @@ class Attributor:
                 self._fill,
                 fused=self._optimizations.fused,
                 mixes=self._allow_mixing,
+                cuts=[site for site, cut in self._settings.cuts.items() if cut],
             )
             images = laid_out(images, _layout(self._optimizations, images))
             yield evaluation, images, None if labels is None else labels.to(images.device)
@@ -421,14 +451,20 @@ class Attributor:
         """How many images, or points of a smaller batch, pass at once, where that is not given."""
         if self.microbatch is not None:
             return
-        steps = getattr(self.method, "steps", None)
-        fused = self._optimizations.fused and can_fuse(device)
-        points = steps + 1 if fused and isinstance(steps, int) else 0
+        points = self._kept_points(keeps_all=self._optimizations.fused and can_fuse(device))
         needed = self._footprint.bytes(len(self.targets), points)
         fill = FILL_BYTES.get(device.type, 0) // needed
         self._fill = max(1, min(fill, self._footprint.recycled(device) or fill))
         if self._memory is not None:
             self.microbatch = affordable(self._memory, device, needed)
+
+    def _kept_points(self, *, keeps_all: bool, steps: int | None = None) -> int:
+        """Points of the path whose h and g are kept until the sum is taken; 0: none but the last."""
+        method = self.method
+        if not isinstance(method, IntegratedGradients) or not (keeps_all or method.adaptive):
+            return 0
+        most = method.most_steps if steps is None else steps
+        return 0 if most is None else most + 1
 
 
 def _layout(optimizations: Optimizations, images: Images) -> torch.memory_format:

@@ -49,6 +49,7 @@ class Evaluation:
         fill: samples, times points, that should pass at once where ``largest`` is None.
         fused: whether a GPU's fused kernel may sum contributions.
         mixes: whether the model mixes the images of a batch: then points pass one by one, each with its whole batch.
+        cuts: the sites that are cut layers.
     """
 
     def __init__(
@@ -61,8 +62,9 @@ class Evaluation:
         *,
         fused: bool = True,
         mixes: bool = False,
+        cuts: Sequence[LayerKey] = (),
     ) -> None:
-        self.targets, self.largest, self.fused = tuple(targets), largest, fused
+        self.targets, self.largest, self.fused, self.cuts = tuple(targets), largest, fused, tuple(cuts)
         self._fill, self._mixes = fill, mixes
         self._run, self._autocast = run, autocast
         self._choices: list[Int[Tensor, "batch chosen"] | None] = [None] * len(self.targets)
@@ -79,6 +81,28 @@ class Evaluation:
     def at(self, *inputs: Images) -> list[Point]:
         """Points at other inputs for the same batch, all in one pass."""
         return self._evaluate(torch.cat(inputs) if len(inputs) > 1 else inputs[0], len(inputs))
+
+    def at_rows(self, inputs: Float[Tensor, "rows ..."], rows: Int[Tensor, "rows"]) -> Point:
+        """The point at other inputs for some images of the batch, in one pass."""
+        whole = self._choices
+        try:
+            self._choices = [None if choice is None else choice[rows] for choice in whole]
+            return self._evaluate(inputs, 1)[0]
+        finally:
+            self._choices = whole
+
+    def input_gradients(
+        self, inputs: Images
+    ) -> tuple[tuple[Float[Tensor, "batch"], ...], tuple[Float[Tensor, "batch ..."], ...]]:
+        """Value and gradient of each target with respect to the input itself, at other inputs for the same batch."""
+        inputs = inputs.detach().requires_grad_()
+        with self._precision(inputs.device):
+            output = self._run(inputs).output
+        output = widened(checked_output(output, len(inputs)))
+        values = [self._value(target, output, choice) for target, choice in zip(self.targets, self._choices)]
+        site = LayerKey("input")
+        slopes = [self._gradients(value, {site: inputs}, keep=value is not values[-1])[site] for value in values]
+        return tuple(value.detach() for value in values), tuple(slopes)
 
     def at_constant(self, image: Float[Tensor, "one ..."], batch: int) -> Point:
         """The point at one input for all samples: a batch of one, run once, if all have the same targets."""

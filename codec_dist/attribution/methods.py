@@ -2,12 +2,12 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from codec_dist.attribution.baselines import Baseline, as_baseline
@@ -15,9 +15,14 @@ from codec_dist.attribution.data_statistics import DataStatistics
 from codec_dist.attribution.errors import AttributionError, require_whole
 from codec_dist.attribution.evaluation import Evaluation, Point
 from codec_dist.attribution.outputs import widened
+from codec_dist.attribution.path_points import Fractions, GivenPoints, LearnedPoints, PathPoints, as_points
 from codec_dist.attribution.path_sums import HiddenTotal, PathSum, WholeTotal, path_sum_for
+from codec_dist.attribution.refinement import Adaptive, ImagePaths, as_adaptive
 from codec_dist.models.layers import LayerKey
 from codec_dist.utils import Registry, derive_seed
+
+# S of the paper.
+DEFAULT_STEPS = 10
 
 Images = Float[Tensor, "batch ..."]
 Totals = dict[LayerKey, HiddenTotal]
@@ -30,6 +35,8 @@ class Contributions(NamedTuple):
     """For each target and site, contributions shaped like the hidden tensor."""
     baseline_values: Sequence[Float[Tensor, "batch"]] | None
     """T(x₀) of each target, for methods that compare with a baseline."""
+    steps: Int[Tensor, "batch"] | None = None
+    """Steps of each image's path, where images have paths of their own."""
 
 
 class Method(ABC):
@@ -71,42 +78,100 @@ METHODS: Registry[Method] = Registry("attribution method", AttributionError, imp
 class IntegratedGradients(Method):
     """Integrated gradients of hidden units, by the trapezoid rule along the hidden trajectory.
 
-    C = Σ_{i=1..S} ½ (g_{i-1} + g_i) ⊙ (h_i - h_{i-1}) at x_i = x₀ + (i/S)(x - x₀); also known as layer
+    C = Σ_{i=1..S} ½ (g_{i-1} + g_i) ⊙ (h_i - h_{i-1}) at x_i = x₀ + α_i (x - x₀); also known as layer
     conductance (Dhamdhere, Sundararajan, Yan 2018). S steps cost S evaluations, and one of a single image
     for the baseline if that is the same for all.
 
+    On networks trained on photographs the target changes mostly near the baseline, where uniform points are too far
+    apart: with ten, contributions miss most of what they should add up to. Learned points are as many, placed where
+    they are needed.
+
     Args:
         steps: S, at least 1; or ``"auto"``: the fewest whose relative residual is below ``tolerance``, see
-            :func:`codec_dist.attribution.choose_steps`.
+            :func:`codec_dist.attribution.choose_path`; default 10, or as many as points are given.
         baseline: x₀: the name of a baseline, one with options ``{"name": "blur", "options": {"sigma": 8}}``, a
             tensor shaped like one image, or a :class:`Baseline`.
         tolerance: the median relative residual that ``"auto"`` aims at, of every cut layer.
+        points: α of the path's points: ``"learned"`` on a probe of images, ``"uniform"`` as in the paper,
+            ``{"name": "power", "options": {"exponent": 2}}``, or a list of numbers from 0 to 1.
+        adaptive: ``{"tolerance": 0.1, "most": 30}``: more points for each image whose relative residual is above the
+            tolerance, up to so many steps; None: the same points for all images.
     """
 
     complete = True
 
     def __init__(
         self,
-        steps: int | str = 10,
+        steps: int | str | None = None,
         baseline: str | Mapping[str, Any] | Tensor | Baseline = "zeros",
         tolerance: float = 0.05,
+        points: str | Mapping[str, Any] | Sequence[float] | PathPoints = "learned",
+        adaptive: Mapping[str, Any] | Adaptive | None = None,
     ) -> None:
+        self.points, self.adaptive = as_points(points), as_adaptive(adaptive)
+        if steps is None:
+            steps = len(self.points.values) - 1 if isinstance(self.points, GivenPoints) else DEFAULT_STEPS
         if steps != "auto":
             require_whole("integrated_gradients: steps", steps, least=1, or_else="`auto`")
         if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not tolerance > 0:
             raise AttributionError(f"integrated_gradients: tolerance is {tolerance!r}: it must be above 0")
         self.steps, self.baseline, self.tolerance = steps, as_baseline(baseline), float(tolerance)
+        self._check_points()
 
     @property
     def name(self) -> str:
         """``integrated_gradients_10``, ``integrated_gradients_auto``."""
         return f"integrated_gradients_{self.steps}"
 
+    @property
+    def is_open(self) -> bool:
+        """Whether steps or points are still to be chosen."""
+        return self.steps == "auto" or self.learns_points
+
+    @property
+    def learns_points(self) -> bool:
+        """Whether its points are to be learned."""
+        return isinstance(self.points, LearnedPoints)
+
+    @property
+    def fractions(self) -> Fractions:
+        """α of the points that every image's path has.
+
+        Raises:
+            AttributionError: they are still to be chosen.
+        """
+        if not isinstance(self.steps, int):
+            raise AttributionError("integrated_gradients: steps are `auto`: choose them with choose_path(attributor)")
+        return self.points.fractions(self.steps)
+
+    @property
+    def most_steps(self) -> int | None:
+        """Steps of an image's path at most; None where that is to be chosen."""
+        if not isinstance(self.steps, int):
+            return None
+        return self.steps if self.adaptive is None else max(self.steps, self.adaptive.most)
+
     def with_steps(self, steps: int) -> "IntegratedGradients":
         """The same method with so many steps."""
         require_whole("integrated_gradients: steps", steps, least=1)
         changed = copy.copy(self)
         changed.steps = steps
+        changed._check_points()
+        return changed
+
+    def with_points(self, points: str | Mapping[str, Any] | Sequence[float] | PathPoints) -> "IntegratedGradients":
+        """The same method with other points; their number decides the steps where the points are given."""
+        changed = copy.copy(self)
+        changed.points = as_points(points)
+        if isinstance(changed.points, GivenPoints):
+            changed.steps = len(changed.points.values) - 1
+        changed._check_points()
+        return changed
+
+    def with_adaptive(self, adaptive: Mapping[str, Any] | Adaptive | None) -> "IntegratedGradients":
+        """The same method with other refinement of each image's path, or none."""
+        changed = copy.copy(self)
+        changed.adaptive = as_adaptive(adaptive)
         return changed
 
     @property
@@ -122,22 +187,43 @@ class IntegratedGradients(Method):
 
     def contributions(self, images: Images, at_images: Point, evaluation: Evaluation) -> Contributions:
         """Walk from the images down to the baseline, so that targets are chosen where the walk begins."""
-        if not isinstance(self.steps, int):
-            raise AttributionError("integrated_gradients: steps are `auto`: choose them with choose_steps(attributor)")
-        start = self.baseline.start(images)
+        fractions, start = self.fractions, self.baseline.start(images)
         make = path_sum_for(images.device, fused=evaluation.fused)
-        sums: list[dict[LayerKey, PathSum]] = [{site: make() for site in at_images.hidden} for _ in evaluation.targets]
-        _add_point(sums, at_images)
-        at_once = evaluation.points_at_once(len(images))
-        inner = [step / self.steps for step in range(self.steps - 1, 0, -1)]
-        for first in range(0, len(inner), at_once):
-            inputs = (start.lerp(images, fraction) for fraction in inner[first : first + at_once])
-            for point in evaluation.at(*inputs):
-                _add_point(sums, point)
         batch = len(images)
-        end = evaluation.at_constant(start, batch) if self.baseline.same_for_all else evaluation.at(start)[0]
-        _add_point(sums, end)
+        if self.adaptive is not None:
+            paths = ImagePaths(evaluation, images, start)
+            for fraction, point in self._walk(images, at_images, start, fractions, evaluation):
+                paths.add(point, fraction)
+            end = point
+            paths.refine(self.adaptive)
+            totals: Sequence[Totals] = paths.totals(make)
+            return Contributions(totals, [value.expand(batch) for value in end.targets], paths.steps)
+        sums: list[dict[LayerKey, PathSum]] = [{site: make() for site in at_images.hidden} for _ in evaluation.targets]
+        for _, point in self._walk(images, at_images, start, fractions, evaluation):
+            _add_point(sums, point)
+            end = point
         return Contributions([dict(each) for each in sums], [value.expand(batch) for value in end.targets])
+
+    def _walk(
+        self, images: Images, at_images: Point, start: Images, fractions: Fractions, evaluation: Evaluation
+    ) -> Iterator[tuple[float, Point]]:
+        """Points of the path with their α, from the images down to the baseline."""
+        yield 1.0, at_images
+        at_once = evaluation.points_at_once(len(images))
+        inner = fractions[-2:0:-1]
+        for first in range(0, len(inner), at_once):
+            some = inner[first : first + at_once]
+            points = evaluation.at(*(start.lerp(images, fraction) for fraction in some))
+            yield from zip(some, points, strict=True)
+        batch = len(images)
+        yield 0.0, evaluation.at_constant(start, batch) if self.baseline.same_for_all else evaluation.at(start)[0]
+
+    def _check_points(self) -> None:
+        """Find out now whether the points fit the steps."""
+        if not self.is_open:
+            _ = self.fractions
+        if self.steps == "auto" and isinstance(self.points, GivenPoints):
+            raise AttributionError("integrated_gradients: points are given, so steps cannot be `auto`: leave steps out")
 
 
 def _add_point(sums: Sequence[Mapping[LayerKey, PathSum]], point: Point) -> None:

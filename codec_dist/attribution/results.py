@@ -57,6 +57,7 @@ class AttributionResult(Mapping[str, LayerResult]):
         prediction: index of the largest output at the images.
         target: name of the target.
         others: the results for further targets by name, where there are several.
+        steps: of each image's path, where images have paths of their own; else None.
     """
 
     layers: dict[str, LayerResult]
@@ -65,6 +66,7 @@ class AttributionResult(Mapping[str, LayerResult]):
     prediction: Int[Tensor, "batch"]
     target: str = ""
     others: dict[str, "AttributionResult"] = field(default_factory=dict)
+    steps: Int[Tensor, "batch"] | None = None
 
     def __getitem__(self, layer: str) -> LayerResult:
         return self.layers[layer]
@@ -80,6 +82,7 @@ def concatenate(parts: Sequence[AttributionResult]) -> AttributionResult:
     """The results of consecutive batches as one."""
     if len(parts) == 1:
         return parts[0]
+    steps = [part.steps for part in parts if part.steps is not None]
     return AttributionResult(
         {layer: _concatenate_layer([part[layer] for part in parts]) for layer in parts[0]},
         torch.cat([part.target_value for part in parts]),
@@ -87,6 +90,7 @@ def concatenate(parts: Sequence[AttributionResult]) -> AttributionResult:
         torch.cat([part.prediction for part in parts]),
         parts[0].target,
         {name: concatenate([part.others[name] for part in parts]) for name in parts[0].others},
+        None if not steps else torch.cat(steps),
     )
 
 

@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from codec_dist.config import Config
 from codec_dist.extraction.agreement import NOTHING_EXPECTED, Agreement, Expectation, warnings_of
+from codec_dist.extraction.completeness import Completeness
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.extraction.timing import TimeSplit
 from codec_dist.extraction.worker import Receipt
@@ -55,6 +57,10 @@ class ExtractionSummary:
     """Images of the store that have a label."""
     accuracy: float | None = None
     """Fraction of these whose prediction is their label; None where there is none."""
+    worst_residual: float | None = None
+    """Median relative completeness residual of the worst cut layer; None where no layer has one."""
+    mean_steps: float | None = None
+    """Steps of an image's path on average, where paths are refined."""
 
 
 @dataclass
@@ -103,6 +109,7 @@ class Account:
         self._started = time.monotonic()
         self.agreement = agreement or Agreement()
         self._expected = expected
+        self._completeness = Completeness({})
         self._next_look = 1
         self._warned: set[str] = set()
         self._said: tuple[int, set[str]] = (0, set())
@@ -150,6 +157,12 @@ class Account:
                 f"({self._limit:g}) allows: {named}; mend them or raise the limit"
             )
 
+    def say_completeness(self, completeness: Completeness, config: Config) -> None:
+        """Say how far contributions are from adding up; the summary holds it, too."""
+        self._completeness = completeness
+        for line in completeness.lines(config):
+            _to_stderr(f"extract: {line}")
+
     def summary(self, failed: int, seconds: float) -> ExtractionSummary:
         """The account so far, which is given to the tracker, too."""
         rate = self._images / seconds if self._images else 0.0
@@ -158,10 +171,13 @@ class Account:
             self._done, self._done_before, self.rows, len(self.dropped), failed, seconds, rate,
             self._retries, self._lost.total(), dict(self._lost), **fractions,
             labelled=self.agreement.labelled, accuracy=self.agreement.accuracy,
+            worst_residual=self._completeness.worst and self._completeness.worst[1],
+            mean_steps=self._completeness.steps,
         )  # fmt: skip
         self._say_accuracy(warnings_of(self.agreement, self._expected))
         if self._tracker is not None:
             numbers = {name: value for name, value in vars(summary).items() if name != "causes" and value is not None}
+            numbers |= {f"residual/{layer}": value for layer, value in self._completeness.residuals.items()}
             numbers |= {f"actors_lost/{cause}": count for cause, count in self._lost.items()}
             self._tracker.summary({f"extract/{name}": value for name, value in numbers.items()})
             if self._actors:

@@ -9,6 +9,7 @@ from codec_dist.cluster_runtime import ray_session
 from codec_dist.config import Config
 from codec_dist.extraction.account import Account, ExtractionSummary
 from codec_dist.extraction.agreement import Agreement
+from codec_dist.extraction.completeness import Completeness
 from codec_dist.extraction.coordinator import Coordinator, FailedShard
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.extraction.mending import mend_store
@@ -75,6 +76,8 @@ def extract(
         lease.check()
         if not failed and (pending or samples_version(plan.store) is None):
             finish_store(plan.store)
+        if plan.store_exists and not failed:
+            account.say_completeness(Completeness.of(ContributionStore(plan.store).sample_tables()), config)
         summary = account.summary(len(failed), time.monotonic() - started)
     if failed:
         raise ExtractionError(_name_failures(failed, len(shards)))

@@ -5,7 +5,7 @@ import inspect
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,13 @@ import torch
 from codec_dist.attribution import (
     BASELINES,
     METHODS,
+    POINTS,
     TARGETS,
+    AttributionError,
     AttributionResult,
     Attributor,
     DataStatistics,
+    GivenPoints,
     IntegratedGradients,
     NotFiniteError,
     Optimizations,
@@ -39,6 +42,9 @@ from codec_dist.utils import Registry, hash_file
 # Beside the arrays: tables of samples, markers, files that are being written.
 SPARE_BYTES = 64 * 1024 * 1024
 SPARE_FACTOR = 1.02
+
+# The path of a trial, where points are chosen later.
+TRIAL_PATH = (0.0, 1.0)
 
 # Samples that may turn out bad before the model is tried on one.
 TRIED_SAMPLES = 100
@@ -68,12 +74,18 @@ class Plan:
     """What an actor takes of its node's memory on a CPU (``cpu``) and on a GPU (``cuda``)."""
     optimizations: Optimizations = field(default_factory=Optimizations)
     """What makes the model faster and leaves its numbers as they are, found out by the engine's self-check."""
-    steps: int | None = None
-    """Steps chosen by measuring, where the config leaves them to that."""
+    fractions: tuple[float, ...] | None = None
+    """Points of the path chosen by measuring, where the config leaves them to that."""
     statistics: Path | None = None
     """What was measured of the data set, where the target or the baseline needs that."""
     expected: Expectation = NOTHING_EXPECTED
     """What is known of labels and predictions."""
+
+    @property
+    def refines(self) -> bool:
+        """Whether each image's path has steps of its own."""
+        method = METHODS.build(self.config.attribution.method.name, self.config.attribution.method.options)
+        return isinstance(method, IntegratedGradients) and method.adaptive is not None
 
     @property
     def store_exists(self) -> bool:
@@ -116,13 +128,35 @@ def make_plan(config: Config) -> tuple[Plan, tuple[ShardInfo, ...]]:
         identity=_identity(config, index, loaded, attributor),
         optimizations=attributor.optimizations,
         microbatch=attributor.microbatch or LARGEST_MICROBATCH,
-        needs=measure_needs(config, index.shards, loaded, attributor, _known_steps(config)),
+        needs=measure_needs(config, index.shards, loaded, attributor, _most_steps(config)),
         expected=_expectation(config, index, loaded),
     )
     if plan.store_exists:
+        plan = with_stored_points(plan)
         # Another identity is refused here, before Ray starts.
         open_store(plan, index.shards)
     return plan, index.shards
+
+
+def with_stored_points(plan: Plan) -> Plan:
+    """The plan with the path points of the store that is there, where the config leaves them to measuring.
+
+    Without points in a store its other settings differ, too, and are compared elsewhere.
+
+    Raises:
+        ExtractionError: the store's points are none.
+    """
+    attribution = ContributionStore(plan.store).identity.get("attribution")
+    stored: Any = attribution.get("path_points") if isinstance(attribution, Mapping) else None
+    if open_method(plan.config) is None or stored is None:
+        return plan
+    try:
+        return replace(plan, fractions=tuple(GivenPoints(stored).values))
+    except AttributionError as error:
+        raise ExtractionError(
+            f"the store {plan.store} does not say at which points of the path it was made ({stored!r}): restore it "
+            "from a copy, or remove it"
+        ) from error
 
 
 def _expectation(config: Config, index: ShardIndex, loaded: LoadedModel) -> Expectation:
@@ -150,7 +184,7 @@ def open_store(plan: Plan, shards: Sequence[ShardInfo], settings: Mapping[str, A
     """
     create_store(
         plan.store,
-        identity=plan.identity,
+        identity=_whole_identity(plan),
         layers=plan.layers,
         targets=plan.targets,
         quantities=plan.quantities,
@@ -163,14 +197,23 @@ def open_store(plan: Plan, shards: Sequence[ShardInfo], settings: Mapping[str, A
     return ContributionStore(plan.store).settings
 
 
+def _whole_identity(plan: Plan) -> dict[str, Any]:
+    """The plan's identity, with the points of the path where they were chosen by measuring."""
+    if plan.fractions is None:
+        return dict(plan.identity)
+    attribution = {**plan.identity["attribution"], "path_points": list(plan.fractions)}
+    return {**plan.identity, "attribution": attribution}
+
+
 def build_attributor(
     config: Config,
     loaded: LoadedModel,
     *,
     microbatch: int | None = None,
-    steps: int | None = None,
+    fractions: Sequence[float] | None = None,
     statistics: DataStatistics | None = None,
     optimizations: Optimizations | None = None,
+    keep_open: bool = False,
 ) -> Attributor:
     """The attribution engine that a config describes, for a model in the type that it computes in.
 
@@ -178,16 +221,17 @@ def build_attributor(
         config: the whole config.
         loaded: the model.
         microbatch: where the config leaves it to measuring; without, all images of a call at once (for a trial).
-        steps: where the config leaves them to measuring; without, one step (for a trial).
+        fractions: points of the path, where the config leaves them to measuring; without, one step (for a trial).
         statistics: of the data set, where the target or the baseline needs it; without, made up (for a trial).
         optimizations: those that fit the model; without, the engine finds them out.
+        keep_open: leave points of the path open where the config does, to choose them.
     """
     section = config.attribution
     method = METHODS.build(section.method.name, section.method.options)
     choices = (section.target, *section.further_targets)
     targets = [TARGETS.build(choice.name, choice.options) for choice in choices]
-    if isinstance(method, IntegratedGradients) and method.steps == "auto":
-        method = method.with_steps(steps or 1)
+    if isinstance(method, IntegratedGradients) and method.is_open and not keep_open:
+        method = method.with_points(fractions or TRIAL_PATH)
     if needs_statistics(config):
         known = statistics or _made_up_statistics(loaded)
         method, targets = method.fitted(known), [target.fitted(known) for target in targets]
@@ -220,16 +264,16 @@ def needs_statistics(config: Config) -> bool:
     )
 
 
-def uses_automatic_steps(config: Config) -> bool:
-    """Whether the number of steps is left to measuring."""
+def open_method(config: Config) -> IntegratedGradients | None:
+    """The config's method, if it leaves points of the path, or their number, to measuring."""
     method = METHODS.build(config.attribution.method.name, config.attribution.method.options)
-    return isinstance(method, IntegratedGradients) and method.steps == "auto"
+    return method if isinstance(method, IntegratedGradients) and method.is_open else None
 
 
-def _known_steps(config: Config) -> int | None:
-    """Steps of the path, at least 1; None where they are chosen by measuring."""
-    steps = getattr(METHODS.build(config.attribution.method.name, config.attribution.method.options), "steps", 1)
-    return None if steps == "auto" else int(steps)
+def _most_steps(config: Config) -> int | None:
+    """Steps of an image's path at most, at least 1; None where they are chosen by measuring."""
+    method = METHODS.build(config.attribution.method.name, config.attribution.method.options)
+    return method.most_steps if isinstance(method, IntegratedGradients) else 1
 
 
 def _made_up_statistics(loaded: LoadedModel) -> DataStatistics:
@@ -311,10 +355,19 @@ def _spelled_out(registry: Registry[Any], choice: Choice) -> dict[str, Any]:
     options = defaults | choice.options
     if choice.name == "integrated_gradients":
         options["baseline"] = _spelled_out(BASELINES, _as_choice(options["baseline"]))
-        if options["steps"] != "auto":
+        options["points"] = _spelled_out_points(options["points"])
+        given: dict[str, Any] = dict(choice.options)
+        method = IntegratedGradients(**given)
+        options["steps"] = method.steps
+        if method.steps != "auto":
             del options["tolerance"]
+        options["adaptive"] = None if method.adaptive is None else asdict(method.adaptive)
     spelled = {"name": choice.name, "options": _with_contents(options)}
     return spelled if ":" not in choice.name else {**spelled, "code": _code(choice.name)}
+
+
+def _spelled_out_points(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else _spelled_out(POINTS, _as_choice(value))
 
 
 def _as_choice(value: Any) -> Choice:

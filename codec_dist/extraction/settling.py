@@ -1,4 +1,4 @@
-"""What is chosen by measuring, once per store: device, optimisations, microbatch, statistics of the data, steps."""
+"""What is chosen by measuring, once per store: device, optimisations, microbatch, data statistics, path points."""
 
 import sys
 from collections.abc import Sequence
@@ -10,12 +10,13 @@ from typing import Any
 import pyarrow.compute as pc
 import torch
 
-from codec_dist.attribution import DataStatistics, NotFiniteError, Optimizations, StepsChoice, choose_steps
+from codec_dist.attribution import DataStatistics, Optimizations
 from codec_dist.cluster_runtime import cluster_device, map_fold
 from codec_dist.config import Config
 from codec_dist.extraction.batches import Batch, Dropped, make_batches
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.extraction.microbatch import settle_microbatch
+from codec_dist.extraction.path_choice import resolve_points
 from codec_dist.extraction.plan import (
     Plan,
     build_attributor,
@@ -23,14 +24,12 @@ from codec_dist.extraction.plan import (
     needs_statistics,
     open_store,
     pin_numerics,
-    uses_automatic_steps,
+    with_stored_points,
 )
 from codec_dist.models import LoadedModel, load_model, model_line, reason_of
 from codec_dist.shards import ShardInfo, configured_index, configured_split, read_shard
-from codec_dist.utils import Progress, available_memory, hash_file, write_bytes_atomically
+from codec_dist.utils import Progress, hash_file, write_bytes_atomically
 
-# Images on which the number of steps is chosen.
-PROBE_IMAGES = 32
 # Images on which the engine's optimisations are tried.
 CHECKED_IMAGES = 2
 
@@ -48,17 +47,16 @@ def settle(plan: Plan, shards: Sequence[ShardInfo]) -> tuple[Plan, str]:
         AttributionError: no number of steps is complete enough.
         StoreError: the store at the run's place was made with other settings.
     """
-    settings = open_store(plan, shards) if plan.store_exists else None
+    settings = None
+    if plan.store_exists:
+        plan = with_stored_points(plan)
+        settings = open_store(plan, shards)
     device = _settle_device(plan, settings)
-    on_this_cpu = plan.optimizations
     plan = replace(plan, optimizations=_resolve_optimizations(plan, shards, settings, device))
     plan, sizes = settle_microbatch(plan, settings, device)
     if needs_statistics(plan.config):
         plan = replace(plan, statistics=_settle_statistics(plan, shards, settings))
-    if uses_automatic_steps(plan.config):
-        plan, measured = _settle_steps(plan, shards, settings, on_this_cpu)
-    else:
-        measured = {}
+    plan, measured = resolve_points(plan, shards, device)
     if settings is None:
         hashes = {} if plan.statistics is None else {"statistics": hash_file(plan.statistics)}
         found = {"device": device, "optimizations": asdict(plan.optimizations)}
@@ -245,56 +243,6 @@ def _measure(plan: Plan, shards: Sequence[ShardInfo]) -> DataStatistics:
             "data.image_fields and data.split"
         )
     return found.statistics
-
-
-# --- the number of steps ---------------------------------------------------------------------------------------------
-
-
-def _settle_steps(
-    plan: Plan, shards: Sequence[ShardInfo], settings: Any, optimizations: Optimizations
-) -> tuple[Plan, dict[str, Any]]:
-    """The plan with the number of steps, and what to note in the store; ``optimizations`` fit the model on this CPU."""
-    if settings is not None:
-        steps = settings.get("steps")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ExtractionError(
-                f"the store {plan.store} does not say with how many steps it was made ({steps!r}): restore it from a "
-                "copy, or remove it"
-            )
-        return replace(plan, steps=steps), {}
-    choice = _choose(replace(plan, optimizations=optimizations), shards)
-    sys.stderr.write(
-        f"extract: {choice.steps} steps chosen: the median relative residual of layer {choice.layer} is "
-        f"{choice.measured[-1][1]:.3g} on {choice.images} images, below {choice.tolerance:g}\n"
-    )
-    measured = [[steps, residual] for steps, residual in choice.measured]
-    return replace(plan, steps=choice.steps), {"steps": choice.steps, "residuals_by_steps": measured}
-
-
-def _choose(plan: Plan, shards: Sequence[ShardInfo]) -> StepsChoice:
-    config = plan.config
-    pin_numerics(config, torch.device("cpu"))
-    loaded = load_model(config.model, seed=config.run.seed)
-    statistics = None if plan.statistics is None else DataStatistics.load(plan.statistics)
-    # Here, beside the actors' nodes, memory may be scarcer than there.
-    fits = plan.needs["cpu"].host.largest(available_memory() // 2)
-    attributor = build_attributor(
-        config,
-        loaded,
-        microbatch=min(plan.microbatch, fits),
-        statistics=statistics,
-        optimizations=plan.optimizations,
-    )
-    batch = _probe_batch(plan, shards, loaded, needs_labels(attributor), PROBE_IMAGES)
-    while True:
-        try:
-            return choose_steps(attributor, batch.images, batch.labels)
-        except NotFiniteError as error:
-            # Such samples are dropped by the extraction, too.
-            kept = [place for place in range(len(batch)) if place not in set(error.samples)]
-            if not kept:
-                raise
-            batch = batch.select(kept)
 
 
 def _probe_batch(plan: Plan, shards: Sequence[ShardInfo], loaded: LoadedModel, labelled: bool, size: int) -> Batch:

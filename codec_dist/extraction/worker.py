@@ -127,7 +127,7 @@ class ShardWorker:
             config,
             self._model,
             microbatch=self._plan.microbatch,
-            steps=self._plan.steps,
+            fractions=self._plan.fractions,
             statistics=statistics,
             optimizations=self._plan.optimizations,
         )
@@ -247,6 +247,8 @@ class ShardRows:
             "target_value": result.target_value,
             "baseline_value": result.baseline_value,
         }
+        if result.steps is not None:
+            numbers["path_steps"] = result.steps
         numbers |= _residuals(result, self._plan.complete_layers, "completeness")
         for target, other in result.others.items():
             numbers[f"target_value[{target}]"] = other.target_value
@@ -269,6 +271,7 @@ class ShardRows:
                 "prediction": self._column("prediction", pa.int32()),
                 "target_value": self._column("target_value", pa.float64()),
                 "baseline_value": self._column("baseline_value", pa.float64()),
+                **({"path_steps": self._column("path_steps", pa.int32())} if self._plan.refines else {}),
                 **{name: self._column(name, pa.float64()) for name in self._names()},
             }
         )

@@ -102,6 +102,10 @@ def headlines(data: RunData) -> list[Headline]:
         found.append(Headline(str(len(data.store.layers)), "layers", f"{channels:,} channels"))
         if data.store.accuracy is not None:
             found.append(Headline(percent(data.store.accuracy), "model accuracy", "on the evaluate part"))
+        if data.store.residuals:
+            worst = max(data.store.residuals, key=lambda residual: residual.median)
+            remark = f"median relative residual at the worst layer ({worst.layer})"
+            found.append(Headline(percent(worst.median), "missing from the sum of contributions", remark))
     explained = sorted(value for value in explained_variance(data, POSITIVE) if value is not None)
     if explained:
         spread = f"{number(explained[0])} to {number(explained[-1])} over layers"
