@@ -13,7 +13,7 @@ COMMON: Sections = {
     },
     "attribution": {
         "layers": ["blocks.3", "blocks.5"],
-        "method": {"name": "integrated_gradients", "options": {"steps": 2}},
+        "method": {"name": "integrated_gradients", "options": {"steps": 2, "points": "uniform"}},
     },
 }
 

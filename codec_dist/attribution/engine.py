@@ -304,10 +304,26 @@ class Attributor:
         if labels is not None and len(labels) != len(images):
             raise AttributionError(f"{len(labels)} labels were given for {len(images)} images")
         self.probe(images)
+        self._check_refinement()
         if isinstance(self.method, IntegratedGradients) and self.method.is_open:
             some = None if labels is None else labels[:PROBE_IMAGES]
             self.path_choice = choose_path(self, images[:PROBE_IMAGES], some)
             self.method = self.method.with_points(self.path_choice.fractions)
+
+    def _check_refinement(self) -> None:
+        """Refuse to refine paths where nothing tells their errors, or where images do not have paths of their own."""
+        if not isinstance(self.method, IntegratedGradients) or self.method.adaptive is None:
+            return
+        if not any(self.cuts.values()):
+            raise AttributionError(
+                "integrated_gradients: adaptive needs a cut layer, through which every path passes, and none of "
+                f"{', '.join(self.layers[:3])} is one: add a layer such as a block's output, or leave adaptive out"
+            )
+        if self._allow_mixing:
+            raise AttributionError(
+                "integrated_gradients: adaptive gives each image points of its own, which allow_mixing rules out: leave "
+                "one of them out"
+            )
 
     @contextmanager
     def _ready(self, images: Images, labels: Labels | None) -> Iterator[tuple[Evaluation, Images, Labels | None]]:

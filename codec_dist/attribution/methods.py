@@ -15,7 +15,14 @@ from codec_dist.attribution.data_statistics import DataStatistics
 from codec_dist.attribution.errors import AttributionError, require_whole
 from codec_dist.attribution.evaluation import Evaluation, Point
 from codec_dist.attribution.outputs import widened
-from codec_dist.attribution.path_points import Fractions, GivenPoints, LearnedPoints, PathPoints, as_points
+from codec_dist.attribution.path_points import (
+    Fractions,
+    GivenPoints,
+    LearnedPoints,
+    PathPoints,
+    UniformPoints,
+    as_points,
+)
 from codec_dist.attribution.path_sums import HiddenTotal, PathSum, WholeTotal, path_sum_for
 from codec_dist.attribution.refinement import Adaptive, ImagePaths, as_adaptive
 from codec_dist.models.layers import LayerKey
@@ -115,6 +122,9 @@ class IntegratedGradients(Method):
             require_whole("integrated_gradients: steps", steps, least=1, or_else="`auto`")
         if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not tolerance > 0:
             raise AttributionError(f"integrated_gradients: tolerance is {tolerance!r}: it must be above 0")
+        if steps == 1 and self.learns_points:
+            # One step has no points to place.
+            self.points = UniformPoints()
         self.steps, self.baseline, self.tolerance = steps, as_baseline(baseline), float(tolerance)
         self._check_points()
 

@@ -227,16 +227,20 @@ def _methods(mean_image: Tensor) -> dict[str, tuple[Method, Callable, Callable]]
     norm = np.linalg.norm
     statistics = DataStatistics(1, mean_image, MEAN, COVARIANCE)
     return {
-        "zeros": (IntegratedGradients(STEPS), _path(torch.zeros_like), _trapezoids),
+        "zeros": (IntegratedGradients(STEPS, points="uniform"), _path(torch.zeros_like), _trapezoids),
         "constant": (
-            IntegratedGradients(STEPS, Constant([0.5, -1.0, 0.25])),
+            IntegratedGradients(STEPS, Constant([0.5, -1.0, 0.25]), points="uniform"),
             _path(lambda image: torch.tensor([0.5, -1.0, 0.25])[:, None, None].double().expand_as(image)),
             _trapezoids,
         ),
-        "image": (IntegratedGradients(STEPS, value), _path(lambda image: value), _trapezoids),
-        "blur": (IntegratedGradients(STEPS, Blur(1.5)), _path(lambda image: _slow_blur(image, 1.5)), _trapezoids),
+        "image": (IntegratedGradients(STEPS, value, points="uniform"), _path(lambda image: value), _trapezoids),
+        "blur": (
+            IntegratedGradients(STEPS, Blur(1.5), points="uniform"),
+            _path(lambda image: _slow_blur(image, 1.5)),
+            _trapezoids,
+        ),
         "mean": (
-            IntegratedGradients(STEPS, MeanImage()).fitted(statistics),
+            IntegratedGradients(STEPS, MeanImage(), points="uniform").fitted(statistics),
             _path(lambda image: mean_image),
             _trapezoids,
         ),
@@ -382,10 +386,12 @@ def test_every_target_with_other_methods(target: tuple[Target, SlowTarget]) -> N
 def test_float32_with_all_that_is_done_for_speed_stays_close(family: str) -> None:
     model, images, labels = _prepare(family)
     layers = list(FAMILIES[family].layers)
-    exact = Attributor(model, layers, IntegratedGradients(STEPS))(images, labels)
+    exact = Attributor(model, layers, IntegratedGradients(STEPS, points="uniform"))(images, labels)
     model = model.float()
-    plain = Attributor(model, layers, IntegratedGradients(STEPS), fold_batchnorm=False, channels_last=False)(images)
-    fast = Attributor(model, layers, IntegratedGradients(STEPS))(images)
+    plain = Attributor(
+        model, layers, IntegratedGradients(STEPS, points="uniform"), fold_batchnorm=False, channels_last=False
+    )(images)
+    fast = Attributor(model, layers, IntegratedGradients(STEPS, points="uniform"))(images)
     errors = []
     for layer in exact:
         for sign in ("positive", "negative"):
@@ -412,7 +418,7 @@ def test_contributions_of_cut_layers_become_complete_as_steps_grow(family: str) 
     model, images, _ = _prepare(family)
     residuals = []
     for steps in (10, 160):
-        attributor = Attributor(model, ["blocks"], IntegratedGradients(steps))
+        attributor = Attributor(model, ["blocks"], IntegratedGradients(steps, points="uniform"))
         result = attributor(images)
         assert all(attributor.cuts.values())
         change = (result.target_value - result.baseline_value).abs().mean()

@@ -34,7 +34,7 @@ def test_the_config_reaches_every_baseline_by_name(tmp_path: Path) -> None:
         "image": IMAGES[:1],
     }.items():
         options = {"constant": {"value": 0.5}, "image": {"file": str(tmp_path / "x.safetensors")}}.get(given_as, {})
-        method = IntegratedGradients(baseline={"name": given_as, "options": options})
+        method = IntegratedGradients(baseline={"name": given_as, "options": options}, points="uniform")
         assert torch.equal(method.baseline.start(IMAGES), expected)
 
 
@@ -56,9 +56,12 @@ def test_a_blur_wider_than_the_image_is_still_a_mean() -> None:
 @pytest.mark.parametrize(
     ("make", "cause"),
     [
-        (lambda: IntegratedGradients(baseline="zero"), "unknown baseline 'zero': did you mean zeros"),
-        (lambda: IntegratedGradients(baseline={"name": "blur", "options": {"width": 3}}), "no option 'width'"),
-        (lambda: IntegratedGradients(baseline={"kind": "blur"}), "bad baseline"),
+        (lambda: IntegratedGradients(baseline="zero", points="uniform"), "unknown baseline 'zero': did you mean zeros"),
+        (
+            lambda: IntegratedGradients(baseline={"name": "blur", "options": {"width": 3}}, points="uniform"),
+            "no option 'width'",
+        ),
+        (lambda: IntegratedGradients(baseline={"kind": "blur"}, points="uniform"), "bad baseline"),
         (lambda: Constant("grey"), "give a number"),  # type: ignore[arg-type]
         (lambda: Blur(0), "must be above 0"),
         (lambda: GivenImage(), "either values"),
@@ -106,7 +109,7 @@ def test_statistics_of_a_model_fit_targets_and_baselines_and_survive_a_file(
     loaded = DataStatistics.load(tmp_path / "statistics.safetensors")
     assert loaded.samples == 12
     assert torch.equal(loaded.scatter, statistics.scatter)
-    method = IntegratedGradients(20, baseline="mean").fitted(loaded)
+    method = IntegratedGradients(20, baseline="mean", points="uniform").fitted(loaded)
     result = Attributor(model.double(), ["blocks.1"], method, Surprisal().fitted(loaded))(images.double())
     # (n/2) times the number of outputs' directions that vary, by the definition of a covariance.
     assert float(result.target_value.mean()) == pytest.approx(6 / 2, rel=0.01)

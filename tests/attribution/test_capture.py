@@ -257,5 +257,5 @@ def test_a_tuple_with_one_tensor_is_a_hidden_tensor() -> None:
 )
 def test_what_cannot_be_captured_is_named_with_the_cause(layer: str, cause: str) -> None:
     with pytest.raises(AttributionError, match=cause) as caught:
-        Attributor(Odd(), [layer], IntegratedGradients(2))(torch.randn(2, 4))
+        Attributor(Odd(), [layer], IntegratedGradients(2, points="uniform"))(torch.randn(2, 4))
     assert "\n" not in str(caught.value)

@@ -25,7 +25,7 @@ Pair = tuple[nn.Module, Tensor]
 
 def test_steps_cost_as_many_passes_and_one_of_a_single_image(cnn: Pair) -> None:
     model, images = cnn
-    attributor = Attributor(model, ["blocks"], IntegratedGradients(5), microbatch=2)
+    attributor = Attributor(model, ["blocks"], IntegratedGradients(5, points="uniform"), microbatch=2)
     attributor.probe(images)
     sizes: list[int] = []
     model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
@@ -36,7 +36,9 @@ def test_steps_cost_as_many_passes_and_one_of_a_single_image(cnn: Pair) -> None:
 
 def test_a_fixed_target_costs_no_pass_more(cnn: Pair) -> None:
     model, images = cnn
-    attributor = Attributor(model, ["blocks"], IntegratedGradients(5), TopK(1, frozen=True), microbatch=3)
+    attributor = Attributor(
+        model, ["blocks"], IntegratedGradients(5, points="uniform"), TopK(1, frozen=True), microbatch=3
+    )
     attributor.probe(images)
     sizes: list[int] = []
     model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
@@ -212,7 +214,7 @@ def test_a_batch_norm_without_running_statistics_is_refused() -> None:
     ("make", "cause"),
     [
         (lambda: IntegratedGradients(0), "steps is 0"),
-        (lambda: IntegratedGradients(baseline="black"), "unknown baseline 'black'"),
+        (lambda: IntegratedGradients(baseline="black", points="uniform"), "unknown baseline 'black'"),
         (lambda: TopK(0), "k is 0"),
         (lambda: Attributor(nn.Linear(2, 2), [""], microbatch=0), "microbatch is 0"),
     ],
@@ -229,7 +231,7 @@ def test_calls_that_make_no_sense_are_refused(cnn: Pair) -> None:
     with pytest.raises(AttributionError, match="2 labels were given for 3 images"):
         Attributor(model, ["blocks"], target=TrueLabel())(images, torch.tensor([0, 1]))
     with pytest.raises(AttributionError, match=r"the baseline is \[3, 2, 2\], the images are \[3, 16, 16\]"):
-        Attributor(model, ["blocks"], IntegratedGradients(2, torch.zeros(3, 2, 2)))(images)
+        Attributor(model, ["blocks"], IntegratedGradients(2, torch.zeros(3, 2, 2), points="uniform"))(images)
     with pytest.raises(ModelError, match="did you mean"):
         Attributor(model, ["blocks.7"])
 

@@ -123,13 +123,15 @@ def test_the_folded_model_gives_the_same_output_and_is_itself_again(resnet: Pair
 def test_weights_that_change_between_calls_are_those_explained(resnet: Pair) -> None:
     model, images = resnet
     model, images = model.double(), images.double()
-    attributor = Attributor(model, ["blocks"], IntegratedGradients(2))
+    attributor = Attributor(model, ["blocks"], IntegratedGradients(2, points="uniform"))
     attributor(images)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.1)
         model.layer1[0].bn2.running_var.mul_(3)
-    fresh = Attributor(copy.deepcopy(model), ["blocks"], IntegratedGradients(2), fold_batchnorm=False)(images)
+    fresh = Attributor(
+        copy.deepcopy(model), ["blocks"], IntegratedGradients(2, points="uniform"), fold_batchnorm=False
+    )(images)
     for layer, found in attributor(images).items():
         torch.testing.assert_close(found.positive, fresh[layer].positive, rtol=1e-8, atol=1e-11)
 
@@ -137,11 +139,11 @@ def test_weights_that_change_between_calls_are_those_explained(resnet: Pair) -> 
 def test_an_edit_between_a_folded_pair_sees_what_it_would_see_without(resnet: Pair) -> None:
     model, images = resnet
     model, images = model.double().eval(), images.double()
-    attributor = Attributor(model, ["blocks"], IntegratedGradients(2))
+    attributor = Attributor(model, ["blocks"], IntegratedGradients(2, points="uniform"))
     attributor(images)
     edits = {LayerKey("layer2.0.conv1"): lambda hidden: hidden * (hidden > 0.1)}
     with edited(model, edits):
-        plain = Attributor(model, ["blocks"], IntegratedGradients(2), fold_batchnorm=False)(images)
+        plain = Attributor(model, ["blocks"], IntegratedGradients(2, points="uniform"), fold_batchnorm=False)(images)
         for layer, found in attributor(images).items():
             torch.testing.assert_close(found.positive, plain[layer].positive, rtol=1e-8, atol=1e-11)
 
@@ -179,8 +181,8 @@ class Residual(nn.Module):
 
 def test_a_gradient_that_autograd_hands_to_two_layers_is_unscaled_once() -> None:
     model, images = Residual(), torch.randn(2, 3, 2, 2)
-    wide = Attributor(model, ["scale", "out"], IntegratedGradients(2))(images)
-    narrow = Attributor(model, ["scale", "out"], IntegratedGradients(2), autocast="float16")(images)
+    wide = Attributor(model, ["scale", "out"], IntegratedGradients(2, points="uniform"))(images)
+    narrow = Attributor(model, ["scale", "out"], IntegratedGradients(2, points="uniform"), autocast="float16")(images)
     for layer in wide:
         torch.testing.assert_close(narrow[layer].net, wide[layer].net, rtol=0.02, atol=0.01)
 
@@ -208,7 +210,7 @@ def test_depthwise_convolutions_and_hard_swishes_fold_too() -> None:
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
 def test_narrow_types_stay_within_percents_of_float32(resnet: Pair, kind: str) -> None:
     model, images = resnet
-    method = IntegratedGradients(4)
+    method = IntegratedGradients(4, points="uniform")
     wide = Attributor(model, ["blocks", "fc@input"], method, fold_batchnorm=False)(images)
     narrow = Attributor(model, ["blocks", "fc@input"], method, autocast=kind)(images)
     for layer in wide:

@@ -82,7 +82,7 @@ def relative_distance(found: Tensor, expected: np.ndarray) -> float:
 )
 def test_equals_the_slow_and_obvious_reimplementation(network: Network, target, slow_target) -> None:
     model, images, layers = network
-    method = IntegratedGradients(STEPS)
+    method = IntegratedGradients(STEPS, points="uniform")
     exact = Attributor(copy.deepcopy(model).double(), layers, method, target)(images)
     single = Attributor(model, layers, method, target)(images)
     for layer in exact:
@@ -105,7 +105,7 @@ def test_a_frozen_target_keeps_the_outputs_that_are_largest_at_the_image(cnn: tu
     model, images = cnn
     images = 5 * images
     exact = copy.deepcopy(model).double()
-    frozen = Attributor(exact, ["blocks.1"], IntegratedGradients(STEPS), TopK(2, frozen=True))(images)
+    frozen = Attributor(exact, ["blocks.1"], IntegratedGradients(STEPS, points="uniform"), TopK(2, frozen=True))(images)
     chosen = exact.eval()(images.double()).topk(2).indices
     for row, image in enumerate(images):
         contributions, change = slow_contributions(
@@ -119,7 +119,7 @@ def test_another_baseline_shifts_the_path(cnn: tuple[nn.Module, Tensor]) -> None
     model, images = cnn
     model = model.double().eval()
     baseline = images.mean(0).double()
-    result = Attributor(model, ["stem@input"], IntegratedGradients(1, baseline))(images.double())
+    result = Attributor(model, ["stem@input"], IntegratedGradients(1, baseline, points="uniform"))(images.double())
     points = torch.stack([images.double(), baseline.expand_as(images)]).requires_grad_()
     value = model(points.flatten(0, 1)).amax(1)
     (gradient,) = torch.autograd.grad(value.sum(), points)
@@ -143,7 +143,7 @@ def test_completeness_residual_shrinks_as_steps_grow(network: Network) -> None:
     layer = {"ResidualNetwork": "blocks.1", "Sequential": "1"}.get(type(model).__name__, "blocks.0")
     mean = []
     for steps in (4, 16, 64):
-        result = Attributor(model.double(), [layer], IntegratedGradients(steps))(images)
+        result = Attributor(model.double(), [layer], IntegratedGradients(steps, points="uniform"))(images)
         change = result.target_value - result.baseline_value
         torch.testing.assert_close(result[layer].net.sum(1), change + result[layer].completeness)
         mean.append(result[layer].completeness.abs().mean().item())

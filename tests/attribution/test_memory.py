@@ -90,8 +90,11 @@ def test_too_little_memory_halves_the_microbatch_and_goes_on(cnn: Pair) -> None:
     model, _ = cnn
     images = torch.randn(19, 3, 16, 16)
     greedy = Greedy(model)
-    attributor = Attributor(greedy, ["blocks"], IntegratedGradients(2))
-    found, expected = attributor(images), Attributor(model, ["blocks"], IntegratedGradients(2))(images)
+    attributor = Attributor(greedy, ["blocks"], IntegratedGradients(2, points="uniform"))
+    found, expected = (
+        attributor(images),
+        Attributor(model, ["blocks"], IntegratedGradients(2, points="uniform"))(images),
+    )
     assert attributor.microbatch == 4
     assert max(greedy.sizes) == 19
     for layer in expected:
@@ -139,7 +142,7 @@ torch.manual_seed(0)
 torch.set_num_threads(1)
 model = ResNet(Bottleneck, [1, 1, 1, 1], num_classes=10)
 images = torch.randn(8, 3, 64, 64)
-attributor = Attributor(model, ["blocks"], IntegratedGradients(int(sys.argv[1])), microbatch=8)
+attributor = Attributor(model, ["blocks"], IntegratedGradients(int(sys.argv[1]), points="uniform"), microbatch=8)
 attributor.probe(images)
 attributor(images)
 # getrusage would count the parent's memory, too.

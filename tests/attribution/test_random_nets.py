@@ -108,7 +108,7 @@ def check(model: nn.Module, images: Tensor, layers: list[str], target: Target | 
 
     Where a network has kinks, a rounding error may turn a unit's gradient on or off, in either.
     """
-    method = IntegratedGradients(3)
+    method = IntegratedGradients(3, points="uniform")
     exact = Attributor(copy.deepcopy(model).double(), layers, method, target, optimizations=PLAIN)(images.double())
     plain = Attributor(model, layers, method, target, optimizations=PLAIN)(images)
     found = Attributor(model, layers, method, target)(images)

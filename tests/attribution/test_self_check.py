@@ -19,8 +19,10 @@ PLAIN = Optimizations(inplace=False, fold_batchnorm=False, channels_last=False)
 def norm_error(model: nn.Module, images: Tensor, layers: list[str], steps: int = 3) -> float:
     """The default engine's float32 contributions against the plain float64 model: worst relative norm of a layer."""
     exact = copy.deepcopy(model).double()
-    expected = Attributor(exact, layers, IntegratedGradients(steps), optimizations=PLAIN)(images.double())
-    found = Attributor(model, layers, IntegratedGradients(steps))(images)
+    expected = Attributor(exact, layers, IntegratedGradients(steps, points="uniform"), optimizations=PLAIN)(
+        images.double()
+    )
+    found = Attributor(model, layers, IntegratedGradients(steps, points="uniform"))(images)
     errors = []
     for layer, values in expected.items():
         wanted = torch.cat([values.positive, values.negative])
@@ -94,11 +96,13 @@ def test_where_torch_gives_wrong_gradients_the_engine_still_gives_right_ones(nam
         torch.manual_seed(0)
         model = timm.create_model(name, num_classes=5).eval()
     images = alone(model, 64)
-    exact = Attributor(copy.deepcopy(model).double(), layers, IntegratedGradients(3), optimizations=PLAIN)(
-        images.double()
+    exact = Attributor(
+        copy.deepcopy(model).double(), layers, IntegratedGradients(3, points="uniform"), optimizations=PLAIN
+    )(images.double())
+    unchecked = Attributor(model, layers, IntegratedGradients(3, points="uniform"), optimizations=Optimizations())(
+        images
     )
-    unchecked = Attributor(model, layers, IntegratedGradients(3), optimizations=Optimizations())(images)
-    attributor = Attributor(model, layers, IntegratedGradients(3))
+    attributor = Attributor(model, layers, IntegratedGradients(3, points="uniform"))
     checked = attributor(images)
 
     def error(found) -> float:
@@ -309,7 +313,7 @@ def test_a_network_in_which_an_image_depends_on_its_place_in_the_batch_is_refuse
 def test_a_mixing_network_that_is_allowed_gets_whole_batches() -> None:
     torch.manual_seed(0)
     model, images = Mixing(0.5).double().eval(), torch.randn(4, 3, 4, 4).double()
-    found = Attributor(model, ["first"], IntegratedGradients(4), allow_mixing=True)(images)
+    found = Attributor(model, ["first"], IntegratedGradients(4, points="uniform"), allow_mixing=True)(images)
     points, values = [], []
     for step in range(5):
         hidden = model.first((images * step / 4).flatten(1)).detach().requires_grad_()

@@ -13,7 +13,7 @@ from codec_dist.attribution import (
     NotFiniteError,
     Rank,
     TopK,
-    choose_steps,
+    choose_path,
     relative_residual,
 )
 
@@ -22,17 +22,19 @@ TOLERANCE = 0.03
 
 
 def median_residual(model: nn.Module, images: Tensor, steps: int, layers: list[str]) -> float:
-    result = Attributor(model, layers, IntegratedGradients(steps))(images)
+    result = Attributor(model, layers, IntegratedGradients(steps, points="uniform"))(images)
     values = (result.target_value, result.baseline_value)
-    return max(float(relative_residual(layer.completeness, *values).median()) for layer in result.values())
+    return max(float(relative_residual(layer.completeness, *values).quantile(0.5)) for layer in result.values())
 
 
 def test_auto_takes_the_fewest_steps_that_are_complete_enough(cnn: Pair) -> None:
     model, images = cnn
     model, images = model.double(), 2 * torch.randn(20, 3, 16, 16).double()
-    attributor = Attributor(model, ["blocks.0", "blocks.1"], IntegratedGradients("auto", tolerance=TOLERANCE))
+    attributor = Attributor(
+        model, ["blocks.0", "blocks.1"], IntegratedGradients("auto", tolerance=TOLERANCE, points="uniform")
+    )
     result = attributor(images)
-    choice = attributor.steps_choice
+    choice = attributor.path_choice
     assert choice is not None
     assert choice.images == 20
     assert attributor.method.steps == choice.steps > 1
@@ -41,7 +43,7 @@ def test_auto_takes_the_fewest_steps_that_are_complete_enough(cnn: Pair) -> None
     for steps, measured in tried.items():
         assert measured == pytest.approx(median_residual(model, images, steps, ["blocks.0", "blocks.1"]), rel=1e-6)
         assert (measured < TOLERANCE) == (steps == choice.steps)
-    expected = Attributor(model, ["blocks.1"], IntegratedGradients(choice.steps))(images)
+    expected = Attributor(model, ["blocks.1"], IntegratedGradients(choice.steps, points="uniform"))(images)
     torch.testing.assert_close(result["blocks.1"].net, expected["blocks.1"].net)
 
 
@@ -49,16 +51,16 @@ def test_auto_is_settled_by_the_first_batch(cnn: Pair) -> None:
     model, images = cnn
     attributor = Attributor(model, ["blocks"], METHODS.build("integrated_gradients", {"steps": "auto"}))
     attributor(images)
-    first = attributor.steps_choice
+    first = attributor.path_choice
     attributor(5 * images)
-    assert attributor.steps_choice is first
+    assert attributor.path_choice is first
 
 
 def test_auto_looks_at_every_target(cnn: Pair) -> None:
     model, images = cnn
-    method = IntegratedGradients("auto", tolerance=TOLERANCE)
+    method = IntegratedGradients("auto", tolerance=TOLERANCE, points="uniform")
     steps = [
-        choose_steps(Attributor(model, ["blocks.1"], method, target), images).steps
+        choose_path(Attributor(model, ["blocks.1"], method, target), images).steps
         for target in (TopK(1), Rank(3), [TopK(1), Rank(3)])
     ]
     assert steps[2] >= max(steps[:2])
@@ -68,13 +70,16 @@ def test_auto_without_a_cut_layer_or_a_reachable_tolerance_is_refused(cnn: Pair)
     model, images = cnn
     with pytest.raises(AttributionError, match="need a cut layer"):
         Attributor(model, ["blocks.1.bn2"], IntegratedGradients("auto"))(images)
-    with pytest.raises(AttributionError, match="with 256 steps the median relative residual of layer blocks"):
-        Attributor(model, ["blocks.0"], IntegratedGradients("auto", tolerance=1e-12))(images[:1])
+    for points, most in (("uniform", 256), ("learned", 60)):
+        with pytest.raises(AttributionError, match=f"with {most} steps the median relative residual of layer blocks"):
+            Attributor(model, ["blocks.0"], IntegratedGradients("auto", tolerance=1e-12, points=points))(images[:1])
     with pytest.raises(AttributionError, match="for integrated gradients alone"):
-        choose_steps(Attributor(model, ["blocks"], ActivationGradient()), images)
+        choose_path(Attributor(model, ["blocks"], ActivationGradient()), images)
+    with pytest.raises(AttributionError, match="nothing to choose"):
+        choose_path(Attributor(model, ["blocks"], IntegratedGradients(3, points="uniform")), images)
 
 
-@pytest.mark.parametrize("steps", [0, -1, 2.5, "many", True, None])
+@pytest.mark.parametrize("steps", [0, -1, 2.5, "many", True])
 def test_odd_numbers_of_steps_are_refused(steps, monkeypatch: pytest.MonkeyPatch) -> None:
     import jaxtyping
 
@@ -85,7 +90,7 @@ def test_odd_numbers_of_steps_are_refused(steps, monkeypatch: pytest.MonkeyPatch
 
 def test_maps_add_up_to_the_reduced_contributions(cnn: Pair, vit: Pair) -> None:
     for (model, images), layers in ((cnn, ["blocks.0", "blocks.1:mean"]), (vit, ["blocks.1", "blocks.0:patch_tokens"])):
-        attributor = Attributor(model.double(), layers, IntegratedGradients(3), microbatch=2)
+        attributor = Attributor(model.double(), layers, IntegratedGradients(3, points="uniform"), microbatch=2)
         maps = attributor.maps(images.double(), {layer: [5, 0] for layer in layers})
         result = attributor(images.double())
         for layer in layers:

@@ -25,7 +25,9 @@ from codec_dist.attribution import (
 Pair = tuple[nn.Module, Tensor]
 
 
-@pytest.mark.parametrize("method", [IntegratedGradients(4), SmoothGradient(3)], ids=lambda method: method.name)
+@pytest.mark.parametrize(
+    "method", [IntegratedGradients(4, points="uniform"), SmoothGradient(3)], ids=lambda method: method.name
+)
 def test_each_of_several_targets_equals_the_same_target_alone(cnn: Pair, method) -> None:
     model, images = cnn
     model, images, labels = model.double(), images.double(), torch.tensor([1, 0, 5])
@@ -48,7 +50,7 @@ def test_each_of_several_targets_equals_the_same_target_alone(cnn: Pair, method)
 def test_several_targets_share_the_forward_passes(cnn: Pair) -> None:
     model, images = cnn
     attributor = Attributor(
-        model, ["blocks"], IntegratedGradients(5), [Rank(rank) for rank in range(1, 6)], microbatch=3
+        model, ["blocks"], IntegratedGradients(5, points="uniform"), [Rank(rank) for rank in range(1, 6)], microbatch=3
     )
     attributor.probe(images)
     passes: list[int] = []
@@ -101,7 +103,7 @@ def test_a_target_by_import_path_takes_its_options_and_labels(cnn: Pair, users_m
     margin = TARGETS.build(f"{users_module}:margin", {"second": 3})
     loss = TARGETS.build(f"{users_module}:loss")
     assert margin.name == "users_targets.margin_second_3"
-    result = Attributor(model, ["blocks"], IntegratedGradients(2), [margin, loss])(images, labels)
+    result = Attributor(model, ["blocks"], IntegratedGradients(2, points="uniform"), [margin, loss])(images, labels)
     output = model.eval()(images)
     torch.testing.assert_close(result.target_value, (output[:, 0] - output[:, 3]).detach())
     expected = nn.functional.cross_entropy(output, labels, reduction="none")
@@ -109,9 +111,9 @@ def test_a_target_by_import_path_takes_its_options_and_labels(cnn: Pair, users_m
     assert loss.needs_labels
     assert not margin.needs_labels
     with pytest.raises(AttributionError, match="come without labels"):
-        Attributor(model, ["blocks"], IntegratedGradients(2), loss)(images)
+        Attributor(model, ["blocks"], IntegratedGradients(2, points="uniform"), loss)(images)
     with pytest.raises(AttributionError, match="sample 1 of the batch has no label"):
-        Attributor(model, ["blocks"], IntegratedGradients(2), loss)(images, torch.tensor([1, -1, 5]))
+        Attributor(model, ["blocks"], IntegratedGradients(2, points="uniform"), loss)(images, torch.tensor([1, -1, 5]))
 
 
 def test_a_method_by_import_path(cnn: Pair, users_module: str) -> None:

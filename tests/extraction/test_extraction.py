@@ -89,7 +89,11 @@ def test_store_holds_what_the_engine_computes(reference: ContributionStore, make
     config, store = make_config(), reference
     loaded = load_model(config.model, seed=config.run.seed)
     attributor = Attributor(
-        loaded.module, ["blocks.3", "blocks.5"], IntegratedGradients(steps=2), TopK(), activations=True
+        loaded.module,
+        ["blocks.3", "blocks.5"],
+        IntegratedGradients(steps=2, points="uniform"),
+        TopK(),
+        activations=True,
     )
     index = load_index(config.data.shards)
     decoded = list(read_shard(index.location, index.shards[2]))
@@ -279,7 +283,12 @@ def test_what_the_self_check_found_is_stored_and_used_by_whoever_goes_on(
     try:
         rows = {
             each: Attributor(
-                loaded.module, ["blocks.3"], IntegratedGradients(2), TopK(1), microbatch=8, optimizations=each
+                loaded.module,
+                ["blocks.3"],
+                IntegratedGradients(2, points="uniform"),
+                TopK(1),
+                microbatch=8,
+                optimizations=each,
             )(images)["blocks.3"].positive.numpy()
             for each in (plain, Optimizations())
         }

@@ -63,7 +63,7 @@ def test_a_target_and_a_baseline_that_need_the_data_set_are_those_of_its_fit_par
     loaded = load_model(measured.model, seed=measured.run.seed)
     fit, _ = _images(measured, "fit")
     statistics = DataStatistics.measure(loaded.module, fit.split(8))
-    method = IntegratedGradients(store.settings["steps"], "mean").fitted(statistics)
+    method = IntegratedGradients(baseline="mean", points=_path_points(store)).fitted(statistics)
     targets = [Surprisal().fitted(statistics), Rank(2), Entropy()]
     images, keys = _images(measured)
     expected = Attributor(loaded.module, ["blocks.5"], method, targets, microbatch=8)(images)
@@ -83,10 +83,19 @@ def test_a_target_and_a_baseline_that_need_the_data_set_are_those_of_its_fit_par
         np.testing.assert_allclose(residual, result["blocks.5"].completeness.numpy(), rtol=1e-2, atol=1e-3)
 
 
-def test_the_chosen_steps_and_what_was_measured_are_kept(measured: Config) -> None:
-    settings = ContributionStore(Path(measured.run.directory) / "store").settings
-    *before, last = settings["residuals_by_steps"]
-    assert last[0] == settings["steps"]
+def _path_points(store: ContributionStore) -> list[float]:
+    points = store.identity["attribution"]["path_points"]
+    assert points[0] == 0
+    assert points[-1] == 1
+    return list(points)
+
+
+def test_the_chosen_points_and_what_was_measured_are_kept(measured: Config) -> None:
+    store = ContributionStore(Path(measured.run.directory) / "store")
+    found = store.settings["path"]
+    *before, last = found["residuals_by_steps"]
+    assert last == [len(_path_points(store)) - 1, found["probe_residual"]]
+    assert found["probe_layer"] == "blocks.5"
     assert last[1] < 0.2
     assert all(residual >= 0.2 for _, residual in before)
 
@@ -119,7 +128,7 @@ def test_statistics_that_are_not_those_of_the_store_are_measured_anew(measured: 
 
 def test_a_tolerance_that_no_steps_reach_is_refused_before_any_actor_starts(make_config: MakeConfig) -> None:
     method = {"name": "integrated_gradients", "options": {"steps": "auto", "tolerance": 1e-12}}
-    with pytest.raises(AttributionError, match="with 256 steps the median relative residual"):
+    with pytest.raises(AttributionError, match="with 60 steps the median relative residual"):
         extract(make_config(attribution={"layers": ["blocks.5"], "method": method, "microbatch": 8}))
     assert not (Path(make_config().run.directory) / "store").exists()
 

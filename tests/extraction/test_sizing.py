@@ -54,7 +54,7 @@ def test_what_an_image_takes_is_what_autograd_keeps_and_the_hidden_tensors() -> 
     """A stack of linear layers, counted by hand: inputs of the products, and h and g at two points with their sum."""
     layers = [layer for _ in range(3) for layer in (nn.Linear(1000, 1000, bias=False), nn.Tanh())]
     model = nn.Sequential(*layers, nn.Linear(1000, 10, bias=False))
-    attributor = Attributor(model, ["1", "3"], IntegratedGradients(4))
+    attributor = Attributor(model, ["1", "3"], IntegratedGradients(4, points="uniform"))
     attributor.probe(torch.zeros(1, 1000))
     # Kept from the first chosen layer on: outputs of two tanh; the image itself; two hidden tensors, five times.
     watched, kept = 2 * 4000, 2 * 4000 + 4000

@@ -110,7 +110,7 @@ def load(name: str, **settings: object) -> nn.Module:
 
 
 def contributions(model: nn.Module, images: torch.Tensor, layer: str = "conv") -> torch.Tensor:
-    result = Attributor(model, [layer], IntegratedGradients(steps=3), microbatch=2)(images)
+    result = Attributor(model, [layer], IntegratedGradients(steps=3, points="uniform"), microbatch=2)(images)
     return torch.cat([result[layer].positive, result[layer].negative])
 
 
@@ -189,5 +189,7 @@ def test_lack_of_memory_in_a_model_stays_what_it_is() -> None:
                 torch.empty(1 << 60)
             return self.layer(images)
 
-    result = Attributor(Greedy(), ["layer"], IntegratedGradients(steps=2), microbatch=4)(torch.randn(4, 3))
+    result = Attributor(Greedy(), ["layer"], IntegratedGradients(steps=2, points="uniform"), microbatch=4)(
+        torch.randn(4, 3)
+    )
     assert result["layer"].positive.shape == (4, 3)
