@@ -29,7 +29,7 @@ SMALLEST, FULLNESS = 64, 0.15
 """Pixels of a stamp's longer side, and opaque fraction of the rectangle around it, at least."""
 LARGEST_SCALE = 2.5
 """How many times a stamp is enlarged at most."""
-SHARES = (0.55, 0.95)
+SHARES = (0.7, 1.0)
 """Range of the longer side of a stamp as a fraction of the picture's side."""
 
 
