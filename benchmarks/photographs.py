@@ -6,13 +6,15 @@ cut out, on a transparent background. Drawings are left out by their folders and
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from codec_dist.utils import CodecError
 
 REQUIREMENTS = "install benchmarks/requirements.txt: pip install --no-deps -r benchmarks/requirements.txt"
 STAMPS = Path("/usr/share/tuxpaint/stamps")
@@ -33,7 +35,7 @@ SHARES = (0.7, 1.0)
 """Range of the longer side of a stamp as a fraction of the picture's side."""
 
 
-class MissingError(RuntimeError):
+class MissingError(CodecError):
     """Weights or photographs that are not on this machine, and how to get them."""
 
 
@@ -88,10 +90,6 @@ class Stamps:
         return compose(
             Image.open(self._path(number)), self._side, self._visible, np.random.default_rng([self._seed, 1, number])
         )
-
-    def pictures(self, count: int) -> Iterator[Image.Image]:
-        """The first ``count`` pictures."""
-        return map(self.picture, range(count))
 
     def _path(self, number: int) -> Path:
         turn, place = divmod(number, len(self.paths))

