@@ -101,10 +101,10 @@ def stamp_photographs(folder: Path) -> list[Path]:
     """Stamps that are photographs, by path.
 
     Raises:
-        MissingError: there are none.
+        MissingError: there are none, or a file is no readable picture.
     """
     paths = sorted(path for path in folder.rglob("*.png") if DRAWINGS.isdisjoint(path.relative_to(folder).parts))
-    kept = [path for path in paths if is_photograph(Image.open(path))]
+    kept = [path for path in paths if _holds_photograph(path)]
     if not kept:
         raise MissingError(f"there are no photographs with a transparent background in {folder}: {HOW_TO_GET_STAMPS}")
     return kept
@@ -121,6 +121,14 @@ def is_photograph(stamp: Image.Image) -> bool:
         return False
     red, green, blue = (values[opaque][:, :3] >> 3).astype(np.int64).T
     return len(np.unique((red * 32 + green) * 32 + blue)) >= COLOURS * math.sqrt(opaque.sum())
+
+
+def _holds_photograph(path: Path) -> bool:
+    try:
+        with Image.open(path) as stamp:
+            return is_photograph(stamp)
+    except OSError as error:
+        raise MissingError(f"{path} is not a readable picture: give the folder of the stamps alone") from error
 
 
 def compose(stamp: Image.Image, side: int, visible: int, random: np.random.Generator) -> Image.Image:

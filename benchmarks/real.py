@@ -122,8 +122,8 @@ def labelled_stamps(
 def prepare(arguments: argparse.Namespace) -> int:
     """Write weights, both data sets, shards and config; print how good the network is on the photographs."""
     out, name = Path(arguments.out), arguments.network
-    if not out.parent.is_dir() or (out.exists() and not out.is_dir()) or (out / "shards").exists():
-        print(f"{out} was prepared before, or cannot be made: give a new folder", file=sys.stderr)
+    if (out.exists() and not out.is_dir()) or (out / "shards").exists():
+        print(f"{out} is no folder, or was prepared before: give a new one", file=sys.stderr)
         return 2
     weights = write_weights(name, out / "weights" / f"{NETWORKS[name]}.safetensors")
     loaded = load_from(name, weights)

@@ -113,3 +113,10 @@ def test_every_pass_takes_each_stamp_once_and_drawings_never(tmp_path: Path) -> 
 def test_a_folder_without_photographs_says_where_they_come_from(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="tuxpaint-stamps-default"):
         Stamps(tmp_path, SIDE, VISIBLE)
+
+
+def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
+    _photograph().save(tmp_path / "0.png")
+    (tmp_path / "1.png").write_text("no picture")
+    with pytest.raises(MissingError, match=r"1\.png"):
+        Stamps(tmp_path, SIDE, VISIBLE)
