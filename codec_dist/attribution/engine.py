@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from codec_dist.attribution.batch import BatchTotals, LayerSettings, check_finite, explain
 from codec_dist.attribution.capture import Capture, Captured
 from codec_dist.attribution.cuts import find_cuts
-from codec_dist.attribution.errors import AttributionError, require_whole
+from codec_dist.attribution.errors import AttributionError, NotFiniteError, require_whole
 from codec_dist.attribution.evaluation import Evaluation
 from codec_dist.attribution.folding import FoldPair, find_foldable, laid_out, prepared, unwatched
 from codec_dist.attribution.fused import can_fuse
@@ -269,7 +269,13 @@ class Attributor:
         sites = {key.site: str(key) for key in self.keys if self._settings.cuts[key.site]}
         with self._ready(images, labels) as (evaluation, images, labels):
             start = self.method.baseline.start(images)
-            return measure_intervals(evaluation, images, labels, start, fractions, sites)
+            while True:
+                try:
+                    return measure_intervals(evaluation, images, labels, start, fractions, sites)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    self._lower(evaluation, 1, images.device, error)
 
     def maps(
         self, images: Images, channels: Mapping[str, Sequence[int]], labels: Labels | None = None
@@ -307,7 +313,12 @@ class Attributor:
         self._check_refinement()
         if isinstance(self.method, IntegratedGradients) and self.method.is_open:
             some = None if labels is None else labels[:PROBE_IMAGES]
-            self.path_choice = choose_path(self, images[:PROBE_IMAGES], some)
+            try:
+                self.path_choice = choose_path(self, images[:PROBE_IMAGES], some)
+            except NotFiniteError:
+                # A path of one step tells which layer it is.
+                self.with_method(self.method.with_points((0.0, 1.0)).with_adaptive(None))(images, labels)
+                raise
             self.method = self.method.with_points(self.path_choice.fractions)
 
     def _check_refinement(self) -> None:

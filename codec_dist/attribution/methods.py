@@ -112,7 +112,7 @@ class IntegratedGradients(Method):
         steps: int | str | None = None,
         baseline: str | Mapping[str, Any] | Tensor | Baseline = "zeros",
         tolerance: float = 0.05,
-        points: str | Mapping[str, Any] | Sequence[float] | PathPoints = "learned",
+        points: str | Mapping[str, Any] | Sequence[int | float] | PathPoints = "learned",
         adaptive: Mapping[str, Any] | Adaptive | None = None,
     ) -> None:
         self.points, self.adaptive = as_points(points), as_adaptive(adaptive)
@@ -169,7 +169,7 @@ class IntegratedGradients(Method):
         changed._check_points()
         return changed
 
-    def with_points(self, points: str | Mapping[str, Any] | Sequence[float] | PathPoints) -> "IntegratedGradients":
+    def with_points(self, points: str | Mapping[str, Any] | Sequence[int | float] | PathPoints) -> "IntegratedGradients":
         """The same method with other points; their number decides the steps where the points are given."""
         changed = copy.copy(self)
         changed.points = as_points(points)
@@ -215,7 +215,7 @@ class IntegratedGradients(Method):
         return Contributions([dict(each) for each in sums], [value.expand(batch) for value in end.targets])
 
     def _walk(
-        self, images: Images, at_images: Point, start: Images, fractions: Fractions, evaluation: Evaluation
+        self, images: Images, at_images: Point, start: Tensor, fractions: Fractions, evaluation: Evaluation
     ) -> Iterator[tuple[float, Point]]:
         """Points of the path with their α, from the images down to the baseline."""
         yield 1.0, at_images

@@ -24,7 +24,7 @@ LEARNED_LADDER = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 6
 
 # The dense path from which points are learned: its intervals grow with α as the target's change falls. The points
 # below the second are left out: they lie within 1/30,000 of the baseline.
-DENSE_STEPS, DENSE_EXPONENT, DENSE_FIRST = 64, 3, 2
+DENSE_STEPS, DENSE_EXPONENT, DENSE_FIRST = 64, 3.0, 2
 
 
 @dataclass(frozen=True)

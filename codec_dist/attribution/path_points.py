@@ -53,7 +53,7 @@ class PowerPoints(PathPoints):
         exponent: p, at least 1; 1 is uniform.
     """
 
-    exponent: float = 2.0
+    exponent: int | float = 2.0
 
     def __post_init__(self) -> None:
         number = isinstance(self.exponent, int | float) and not isinstance(self.exponent, bool)
@@ -80,7 +80,7 @@ class GivenPoints(PathPoints):
         values: α of every point, ascending from 0 to 1.
     """
 
-    values: Sequence[float]
+    values: Sequence[int | float]
 
     def __post_init__(self) -> None:
         values = self.values

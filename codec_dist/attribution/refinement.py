@@ -36,7 +36,7 @@ class Adaptive:
         most: steps of an image's path at most.
     """
 
-    tolerance: float = 0.1
+    tolerance: int | float = 0.1
     most: int = 30
 
     def __post_init__(self) -> None:

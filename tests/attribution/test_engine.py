@@ -52,9 +52,10 @@ def test_results_do_not_depend_on_batches(cnn: Pair, target, microbatch: int | N
     model, _ = cnn
     model, images, labels = model.double(), torch.randn(5, 3, 16, 16).double(), torch.tensor([0, 3, 1, 5, 2])
     arguments = {"target": target, "activations": True, "gradients": True}
-    together = Attributor(model, ["blocks"], microbatch=microbatch, **arguments)(images, labels)
+    method = IntegratedGradients(points="uniform")
+    together = Attributor(model, ["blocks"], method, microbatch=microbatch, **arguments)(images, labels)
     for row in range(5):
-        alone = Attributor(model, ["blocks"], **arguments)(images[row : row + 1], labels[row : row + 1])
+        alone = Attributor(model, ["blocks"], method, **arguments)(images[row : row + 1], labels[row : row + 1])
         torch.testing.assert_close(together.target_value[row], alone.target_value[0])
         torch.testing.assert_close(together.baseline_value[row], alone.baseline_value[0])
         assert together.prediction[row] == alone.prediction[0]

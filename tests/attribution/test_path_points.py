@@ -67,7 +67,7 @@ def slow_error(path: tuple[Tensor, Tensor, Tensor], below: int, above: int) -> f
 
 def test_interval_errors_are_those_of_a_walk_by_hand() -> None:
     net, images = small_net(0), torch.randn(3, 4).double()
-    fractions = [0, 0.1, 0.35, 0.8, 1.0]
+    fractions = [0.0, 0.1, 0.35, 0.8, 1.0]
     attributor = Attributor(net, ["0", "2"], IntegratedGradients(2, points="uniform"), TopK(frozen=True))
     found = attributor.interval_errors(images, fractions)
     assert [place.layer for place in found.places] == ["0", "2"]
@@ -125,7 +125,7 @@ def test_without_a_cut_layer_errors_are_those_of_the_images_themselves() -> None
     torch.manual_seed(0)
     net, images = TwoWays().double(), torch.randn(5, 4).double()
     attributor = Attributor(net, ["first"], IntegratedGradients(3), TopK(frozen=True))
-    fractions = [0, 0.2, 1.0]
+    fractions = [0.0, 0.2, 1.0]
     found = attributor.interval_errors(images, fractions)
     assert [place.layer for place in found.places] == ["input"]
     image = images[0]
@@ -152,21 +152,23 @@ def test_a_linear_network_is_exact_with_any_points(points: object) -> None:
     torch.testing.assert_close(result["0"].net.sum(dim=1), change)
 
 
-def test_points_settle_around_the_only_kink() -> None:
+def kinked(kinks: list[float]) -> tuple[Attributor, Tensor]:
+    """An engine for a network with one kink, and an image for each place where it is to lie."""
     image = torch.rand(1, 3, 4, 4).double() + 0.5
-    images = image * torch.ones(6, 1, 1, 1).double()
-    attributor = Attributor(Kink(image), ["layer"], IntegratedGradients(3))
+    scales = torch.tensor([0.3 / kink for kink in kinks]).double()
+    return Attributor(Kink(image), ["layer"], IntegratedGradients(4)), image * scales.reshape(-1, 1, 1, 1)
+
+
+def test_points_settle_around_the_only_kink() -> None:
+    attributor, images = kinked([0.26, 0.28, 0.3, 0.32, 0.34, 0.36])
     result = attributor(images)
     choice = attributor.path_choice
     assert choice is not None
-    # The error of the interval with the kink is all there is: ½ its width at most, in units of h's change.
-    below, above = next(pair for pair in pairwise(choice.fractions) if pair[0] <= 0.3 < pair[1])
-    assert above - below < 0.05
-    assert (
-        float(relative_residual(result["layer"].completeness, result.target_value, result.baseline_value).max()) < 0.04
-    )
-    uniform = attributor.with_method(IntegratedGradients(3, points="uniform"))(images)
-    assert float(uniform["layer"].completeness.abs().max()) > 5 * float(result["layer"].completeness.abs().max())
+    # Elsewhere there is no error; an interval with the kink in it misses at most half of its width.
+    inner = choice.fractions[1:-1]
+    assert all(0.15 < fraction < 0.5 for fraction in inner), inner
+    uniform = attributor.with_method(IntegratedGradients(4, points="uniform"))(images)
+    assert float(uniform["layer"].completeness.abs().mean()) > 2 * float(result["layer"].completeness.abs().mean())
 
 
 @settings(max_examples=15, deadline=None)
@@ -185,17 +187,21 @@ def test_learned_points_are_never_worse_than_uniform_on_their_probe(seed: int, s
         assert learned <= uniform * (1 + 1e-9) + 1e-12
 
 
-def test_an_image_that_nothing_helps_does_not_decide() -> None:
-    image = torch.rand(1, 3, 4, 4).double() + 0.5
-    # Far out, the images that are 40 times larger have their kink at 0.3 / 40.
-    images = image * torch.tensor([1.0] * 11 + [40.0]).double().reshape(-1, 1, 1, 1)
-    choice = choose_path(Attributor(Kink(image), ["layer"], IntegratedGradients(2)), images)
-    assert abs(choice.fractions[1] - 0.3) < 0.05
+def test_a_few_images_of_another_kind_do_not_decide() -> None:
+    kinks = [0.26, 0.28, 0.3, 0.32, 0.34, 0.36] * 3
+    attributor, images = kinked(kinks + [0.004, 0.97])
+    choice = choose_path(attributor, images)
+    usual = images[: len(kinks)]
+    learned, uniform = (
+        float(attributor.with_method(IntegratedGradients(4, points=points))(usual)["layer"].completeness.abs().mean())
+        for points in (list(choice.fractions), "uniform")
+    )
+    assert learned < 0.7 * uniform
 
 
 def test_learning_needs_as_many_dense_points() -> None:
     errors = Attributor(small_net(1), ["0"], IntegratedGradients(2)).interval_errors(
-        torch.randn(4, 4).double(), [0, 0.5, 1]
+        torch.randn(4, 4).double(), [0.0, 0.5, 1.0]
     )
     assert learn_points(errors, 2).points == (0, 1, 2)
     with pytest.raises(AttributionError, match="3 points has no 4 points"):
@@ -249,7 +255,7 @@ def slow_refinement(
 def test_refinement_is_that_of_each_image_by_hand(seed: int, tolerance: float) -> None:
     net = small_net(seed)
     images = 4 * torch.randn(5, 4).double()
-    adaptive, fractions = Adaptive(tolerance, most=9), [0, 0.3, 1.0]
+    adaptive, fractions = Adaptive(tolerance, most=9), [0.0, 0.3, 1.0]
     method = IntegratedGradients(points=fractions, adaptive=adaptive)
     result = Attributor(net, ["0", "2"], method, TopK(frozen=True))(images)
     assert result.steps is not None
@@ -259,12 +265,12 @@ def test_refinement_is_that_of_each_image_by_hand(seed: int, tolerance: float) -
         torch.testing.assert_close(result["0"].net[number], expected, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("baseline", ["zeros", {"name": "blur", "options": {"sigma": 2}}], ids=str)
+@pytest.mark.parametrize("baseline", ["zeros", {"name": "blur", "options": {"sigma": 2.0}}], ids=str)
 @pytest.mark.parametrize("microbatch", [None, 1, 3])
 def test_a_batch_and_its_single_images_agree(cnn: Pair, baseline: object, microbatch: int | None) -> None:
     model, images = cnn
-    model, images = model.double(), images.double()
-    method = IntegratedGradients(points=[0, 0.2, 1], baseline=baseline, adaptive={"tolerance": 0.02, "most": 8})
+    model, images = model.double(), torch.cat([0.1 * images, images, 4 * images]).double()
+    method = IntegratedGradients(points=[0, 0.2, 1], baseline=baseline, adaptive={"tolerance": 0.1, "most": 8})
     targets = [TopK(2, frozen=True), Rank(1)]
     together = Attributor(model, ["blocks"], method, targets, microbatch=microbatch)(images)
     assert together.steps is not None

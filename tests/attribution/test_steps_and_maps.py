@@ -105,7 +105,7 @@ def test_maps_that_are_not_finite_are_refused(cnn: Pair) -> None:
     model, images = cnn
     images[1, 0, 0, 0] = torch.nan
     with pytest.raises(NotFiniteError, match=r"maps of layer blocks\.0 are not finite") as caught:
-        Attributor(model, ["blocks.0"]).maps(images, {"blocks.0": [0]})
+        Attributor(model, ["blocks.0"], IntegratedGradients(2, points="uniform")).maps(images, {"blocks.0": [0]})
     assert caught.value.samples == (1,)
 
 
