@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,8 +32,8 @@ VALUES = digits_values(
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory, ray_cluster: object) -> Iterator[Path]:
-    """A finished run on a disk of its own."""
+def finished(tmp_path_factory: pytest.TempPathFactory, ray_cluster: object) -> Iterator[Path]:
+    """The config of a finished run on a disk of its own, with a copy of the run beside that disk."""
     folder = tmp_path_factory.mktemp("full disk")
     (folder / "disk").mkdir()
     mounting = ["mount", "-t", "tmpfs", "-o", "size=200m", "none", str(folder / "disk")]
@@ -43,9 +44,19 @@ def config(tmp_path_factory: pytest.TempPathFactory, ray_cluster: object) -> Ite
         pack(itertools.islice(samples, 200), folder / "shards", samples_per_shard=100, classes=classes)
         (folder / "config.yaml").write_text(yaml.safe_dump(VALUES))
         assert main(["run", str(folder / "config.yaml")]) == 0
+        shutil.copytree(folder / "disk" / "run", folder / "copy", symlinks=True)
         yield folder / "config.yaml"
     finally:
         subprocess.run(["umount", "-l", str(folder / "disk")], check=True)
+
+
+@pytest.fixture
+def config(finished: Path) -> Path:
+    """The finished run as it was, whatever others did to it: after ``train``, all later stages would be out of date."""
+    run = finished.parent / "disk" / "run"
+    shutil.rmtree(run)
+    shutil.copytree(finished.parent / "copy", run, symlinks=True)
+    return finished
 
 
 CHANGES = {
