@@ -3,13 +3,13 @@
 import itertools
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from digits_config import digits_values
+from small_disk import small_disk
 
 from codec_dist.cli import main
 from codec_dist.shards import digits, pack
@@ -35,19 +35,13 @@ VALUES = digits_values(
 def finished(tmp_path_factory: pytest.TempPathFactory, ray_cluster: object) -> Iterator[Path]:
     """The config of a finished run on a disk of its own, with a copy of the run beside that disk."""
     folder = tmp_path_factory.mktemp("full disk")
-    (folder / "disk").mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", "size=200m", "none", str(folder / "disk")]
-    if subprocess.run(mounting, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    try:
+    with small_disk(folder / "disk", "200m"):
         samples, classes = digits()
         pack(itertools.islice(samples, 200), folder / "shards", samples_per_shard=100, classes=classes)
         (folder / "config.yaml").write_text(yaml.safe_dump(VALUES))
         assert main(["run", str(folder / "config.yaml")]) == 0
         shutil.copytree(folder / "disk" / "run", folder / "copy", symlinks=True)
         yield folder / "config.yaml"
-    finally:
-        subprocess.run(["umount", "-l", str(folder / "disk")], check=True)
 
 
 @pytest.fixture
