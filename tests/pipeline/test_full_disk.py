@@ -26,7 +26,7 @@ VALUES = digits_values(
         },
         "interventions": {"percentages": [50], "off_targets": 1, "random_draws": 1, "images_per_class": 2},
         "visualization": {"modes": 1, "images": 1},
-        "cluster": {"training_workers": 1},
+        "cluster": {"training_workers": 1, "attempts": 1},
     }
 )
 
