@@ -15,6 +15,8 @@ COMMON: Sections = {
         "layers": ["blocks.3", "blocks.5"],
         "method": {"name": "integrated_gradients", "options": {"steps": 2, "points": "uniform"}},
     },
+    # Starting an actor takes longer than what it has to do for a few digits.
+    "cluster": {"actors": 1},
 }
 
 

@@ -169,7 +169,9 @@ class IntegratedGradients(Method):
         changed._check_points()
         return changed
 
-    def with_points(self, points: str | Mapping[str, Any] | Sequence[int | float] | PathPoints) -> "IntegratedGradients":
+    def with_points(
+        self, points: str | Mapping[str, Any] | Sequence[int | float] | PathPoints
+    ) -> "IntegratedGradients":
         """The same method with other points; their number decides the steps where the points are given."""
         changed = copy.copy(self)
         changed.points = as_points(points)

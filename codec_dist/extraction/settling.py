@@ -28,7 +28,7 @@ from codec_dist.extraction.plan import (
 )
 from codec_dist.models import LoadedModel, load_model, model_line, reason_of
 from codec_dist.shards import ShardInfo, configured_index, configured_split, read_shard
-from codec_dist.utils import Progress, hash_file, write_bytes_atomically
+from codec_dist.utils import Progress, hash_file, write_atomically
 
 # Images on which the engine's optimisations are tried.
 CHECKED_IMAGES = 2
@@ -210,10 +210,7 @@ def _settle_statistics(plan: Plan, shards: Sequence[ShardInfo], settings: Any) -
     if path.exists() and wanted is not None and hash_file(path) == wanted:
         return path
     statistics = _measure(plan, shards)
-    part = path.with_name(f".{path.name}.partial")
-    statistics.save(part)
-    write_bytes_atomically(path, part.read_bytes())
-    part.unlink()
+    write_atomically(path, statistics.save)
     if wanted is not None and hash_file(path) != wanted:
         raise ExtractionError(
             f"the statistics of the data set in {path} are not those that the store {plan.store} was made with, and "

@@ -69,10 +69,9 @@ class SummaryWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._arrays.__exit__(kind, error, trace)
         if kind is not None:
-            self._arrays.discard()
             return
-        self._arrays.publish()
         for name, table in join_tables(self._tables).items():
             write_table(self._directory / f"{name}.parquet", table)
 
@@ -119,19 +118,18 @@ def write_statistics(directory: Path, results: Mapping[tuple[str, str], LayerSta
         directory: folder of the stage; made when missing.
         results: statistics by layer key and kind (``contribution`` or ``activation``).
     """
-    arrays = _ArrayFolder(Path(directory) / STATISTICS)
-    for (layer, kind), result in results.items():
-        group = arrays.root.require_group(f"{escape_name(layer)}/{escape_name(kind)}")
-        means = result.class_means
-        write_array(group, "class_samples", means.class_samples)
-        write_array(group, "class_means", means.means)
-        write_array(group, "class_correlation", means.class_correlation)
-        write_array(group, "cumulative_variance", means.cumulative_variance)
-        write_array(group, "channel_minimum", result.channel_minimum)
-        write_array(group, "channel_maximum", result.channel_maximum)
-        _write_histogram(group, "hoyer_histogram", result.hoyer)
-        _write_histogram(group, "ei_histogram", result.sign_correlation)
-    arrays.publish()
+    with _ArrayFolder(Path(directory) / STATISTICS) as root:
+        for (layer, kind), result in results.items():
+            group = root.require_group(f"{escape_name(layer)}/{escape_name(kind)}")
+            means = result.class_means
+            write_array(group, "class_samples", means.class_samples)
+            write_array(group, "class_means", means.means)
+            write_array(group, "class_correlation", means.class_correlation)
+            write_array(group, "cumulative_variance", means.cumulative_variance)
+            write_array(group, "channel_minimum", result.channel_minimum)
+            write_array(group, "channel_maximum", result.channel_maximum)
+            _write_histogram(group, "hoyer_histogram", result.hoyer)
+            _write_histogram(group, "ei_histogram", result.sign_correlation)
     write_table(Path(directory) / "statistics.parquet", statistics_table(results))
 
 
@@ -158,21 +156,32 @@ def write_array(group: Any, name: str, values: Tensor) -> None:
 
 
 class _ArrayFolder:
-    """A Zarr group that takes its place only when it is complete."""
+    """A Zarr group that takes its place only when it is complete: at the end of a block that raises nothing."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._partial = path, path.with_name(f".{path.name}.partial")
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.discard()
-        self.root = zarr.open_group(self._partial, mode="w-", attributes={"format": 1})
+        self._discard()
+        try:
+            self.root = zarr.open_group(self._partial, mode="w-", attributes={"format": 1})
+        except BaseException:
+            self._discard()
+            raise
 
-    def publish(self) -> None:
-        """Put the group in its place, instead of an earlier one."""
+    def __enter__(self) -> zarr.Group:
+        return self.root
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._discard()
+            return
         if self._path.exists():
             shutil.rmtree(self._path)
         self._partial.rename(self._path)
 
-    def discard(self) -> None:
+    def _discard(self) -> None:
         """Remove what was written, or what a killed process left."""
         if self._partial.exists():
             shutil.rmtree(self._partial)

@@ -24,8 +24,7 @@ from codec_dist.interventions import (
 from codec_dist.modes import ModeSummary
 from codec_dist.pipeline.data import stored_part
 from codec_dist.pipeline.images import load_run_model, run_index, shard_images
-from codec_dist.pipeline.inputs import StageInputs
-from codec_dist.pipeline.selection import chosen_saes, class_mode_rows, matching_saes
+from codec_dist.pipeline.selection import chosen_saes, class_mode_rows
 from codec_dist.pipeline.stage import StageContext
 from codec_dist.shards import ShardInfo
 from codec_dist.store import ContributionStore
@@ -73,23 +72,6 @@ class CountShard:
                 counted = InterventionCounts.empty(experiment.layer, conditions)
             counts[experiment.layer] = counted
         return counts
-
-
-def check_interventions(inputs: StageInputs) -> None:
-    """Refuse layers and quantities without an SAE.
-
-    Raises:
-        PipelineError: with the nearest names.
-    """
-    settings, trained = inputs.config.interventions, inputs.selected is not None
-    matching_saes(
-        inputs.saes,
-        settings.layers,
-        settings.quantities,
-        "interventions",
-        left_out=inputs.left_out,
-        trained_yet=trained,
-    )
 
 
 def intervene(context: StageContext) -> dict[str, Any]:

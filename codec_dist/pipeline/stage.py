@@ -57,7 +57,7 @@ class Stage:
     section: str | None = None
     """Section of the config that is about this stage alone."""
     tracked: bool = True
-    """Whether the driver holds the stage's tracker (training logs from rank 0 instead)."""
+    """Whether the runner opens the stage's tracker (training opens its own, with the settings of its SAEs)."""
 
     def is_configured(self, config: Config) -> bool:
         """Whether the config says anything about this stage, beside defaults."""

@@ -1,5 +1,6 @@
 """The stages of a run in the order of the flow."""
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from codec_dist.pipeline.data import prepare
 from codec_dist.pipeline.errors import PipelineError
 from codec_dist.pipeline.images import load_run_model, run_index, unreadable_shards
 from codec_dist.pipeline.inputs import StageInputs
-from codec_dist.pipeline.intervening import check_interventions, intervene
+from codec_dist.pipeline.intervening import intervene
 from codec_dist.pipeline.run_directory import RunDirectory
+from codec_dist.pipeline.selection import matching_saes
 from codec_dist.pipeline.stage import Stage, StageContext
 from codec_dist.pipeline.summarizing import check_summary, summarize
-from codec_dist.pipeline.visualizing import check_visualization, visualize
+from codec_dist.pipeline.visualizing import visualize
 from codec_dist.report import build_report
 from codec_dist.sae import ARCHITECTURES
 from codec_dist.store import ContributionStore, Ledger, samples_version, store_exists, verify_store
@@ -96,6 +98,19 @@ def _check_training(inputs: StageInputs) -> None:
             "sae.groups.0.seeds, e.g. to [0, 1, 2]"
         )
     check_parts(inputs.parts, f"the {sum(inputs.parts.values())} samples of {inputs.config.data.shards}")
+
+
+def _check_saes(inputs: StageInputs, section: str) -> None:
+    """Refuse layers and quantities of a section of the config that have no SAE."""
+    settings = getattr(inputs.config, section)
+    matching_saes(
+        inputs.saes,
+        settings.layers,
+        settings.quantities,
+        section,
+        left_out=inputs.left_out,
+        trained_yet=inputs.selected is not None,
+    )
 
 
 def _report(context: StageContext) -> dict[str, Any]:
@@ -200,11 +215,11 @@ STAGES: tuple[Stage, ...] = (
     Stage("summarize", ("train",), _summarize_settings, _summary_is_there, summarize, check_summary, "modes"),
     Stage(
         "intervene", ("summarize",), _intervene_settings, _interventions_are_there, intervene,
-        check_interventions, "interventions",
+        functools.partial(_check_saes, section="interventions"), "interventions",
     ),
     Stage(
         "visualize", ("summarize",), _visualize_settings, _figures_are_there, visualize,
-        check_visualization, "visualization",
+        functools.partial(_check_saes, section="visualization"), "visualization",
     ),
     Stage("report", (), _report_settings, lambda run: run.report.exists(), _report, tracked=False),
 )  # fmt: skip

@@ -11,8 +11,7 @@ from codec_dist.config import Config
 from codec_dist.interventions import rank_channels
 from codec_dist.modes import LayerModes, ModeSummary
 from codec_dist.pipeline.images import load_run_model, run_index, shard_images
-from codec_dist.pipeline.inputs import StageInputs
-from codec_dist.pipeline.selection import chosen_saes, matching_saes
+from codec_dist.pipeline.selection import chosen_saes
 from codec_dist.pipeline.stage import StageContext
 from codec_dist.sae import SparseAutoencoder
 from codec_dist.utils import Progress
@@ -20,23 +19,6 @@ from codec_dist.visualization import GallerySample, ModeGallery, draw_mode_maps
 
 Sample = tuple[str, str]
 """Shard and key."""
-
-
-def check_visualization(inputs: StageInputs) -> None:
-    """Refuse layers and quantities without an SAE.
-
-    Raises:
-        PipelineError: with the nearest names.
-    """
-    settings, trained = inputs.config.visualization, inputs.selected is not None
-    matching_saes(
-        inputs.saes,
-        settings.layers,
-        settings.quantities,
-        "visualization",
-        left_out=inputs.left_out,
-        trained_yet=trained,
-    )
 
 
 def visualize(context: StageContext) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Numbers of a run: Weights & Biases (offline unless asked otherwise) and, always, RUN/metrics.jsonl beside it.
 
-One process writes at a time: the driver of a stage, or rank 0 of a training.
+One process writes at a time: the driver of a stage.
 """
 
 from codec_dist.tracking.errors import TrackingError

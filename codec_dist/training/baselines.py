@@ -11,7 +11,6 @@ from codec_dist.training.bundles import Cohort
 from codec_dist.training.evaluation import evaluate
 from codec_dist.training.finishing import save_finished, sign_of
 from codec_dist.training.left_out import LeftOut
-from codec_dist.training.logbook import Logbook
 from codec_dist.training.notes import Note
 from codec_dist.training.parts import Parts
 from codec_dist.training.plan import SaeJob
@@ -28,7 +27,7 @@ def fit_baselines(
     whole: LayerRows,
     parts: Parts,
     ranks: Ranks,
-    logbook: Logbook | Spool | None,
+    spool: Spool | None,
     advance: Callable[[int], None],
 ) -> list[LeftOut]:
     """Fit each of a cohort on rank 0, send it to the others, and evaluate it together.
@@ -56,7 +55,7 @@ def fit_baselines(
         reason, state = ranks.from_first((reason, {name: value.cpu() for name, value in sae.state_dict().items()}))
         if reason is None:
             sae.load_state_dict(state)
-            _finish(task, job, sae, rows, parts, ranks, logbook, started)
+            _finish(task, job, sae, rows, parts, ranks, spool, started)
         else:
             left_out.append(LeftOut.of(job, reason))
         advance(1)
@@ -74,7 +73,7 @@ def _finish(
     rows: LayerRows,
     parts: Parts,
     ranks: Ranks,
-    logbook: Logbook | Spool | None,
+    spool: Spool | None,
     started: float,
 ) -> None:
     select, evaluated = (evaluate([sae], [rows], part, parts.classes, ranks)[0] for part in ("select", "evaluate"))
@@ -84,5 +83,5 @@ def _finish(
     history = [{"epoch": 1, "samples": rows.fit_rows, "seconds": seconds, **numbers}]
     training = {"epochs": 1, "fit_rows": rows.fit_rows, "rows_in_memory": rows.resident, "seconds": seconds}
     save_finished(task, job, sae, parts, select, evaluated, history, training)
-    if logbook:
-        logbook.enter([Note.of(job, 1, numbers, select)])
+    if spool:
+        spool.enter([Note.of(job, 1, numbers, select)])

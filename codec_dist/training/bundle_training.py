@@ -17,7 +17,6 @@ from codec_dist.training.evaluation import Evaluation, evaluate, mean_losses
 from codec_dist.training.finishing import save_finished, sign_of
 from codec_dist.training.left_out import LeftOut
 from codec_dist.training.lockstep import Lockstep
-from codec_dist.training.logbook import Logbook
 from codec_dist.training.notes import Note
 from codec_dist.training.parts import Parts
 from codec_dist.training.plan import SaeJob
@@ -47,7 +46,7 @@ class _Member:
 
 
 class BundleTraining:
-    """Everything that advances together, on this rank. Rank 0 alone writes files and logs.
+    """Everything that advances together, on this rank. Rank 0 alone writes files and notes for the log.
 
     An SAE leaves when its epochs are over or its loss on the select part no longer falls; the others go on.
     """
@@ -59,10 +58,10 @@ class BundleTraining:
         rows: Mapping[Key, LayerRows],
         parts: Parts,
         ranks: Ranks,
-        logbook: Logbook | Spool | None,
+        spool: Spool | None,
     ) -> None:
         self._task, self._bundle, self._rows, self._parts = task, bundle, rows, parts
-        self._ranks, self._logbook = ranks, logbook
+        self._ranks, self._spool = ranks, spool
         self._settings = bundle.jobs[0].settings
         # Ranks that divide dictionaries see the same rows, so each evaluates by itself.
         self._sharers = ranks.alone() if self._settings.divide else ranks
@@ -252,8 +251,8 @@ class BundleTraining:
             entry = {"epoch": self._epoch, "samples": self._epoch * self._fit_rows, "seconds": self._seconds(member)}
             member.history.append(entry | numbers)
             notes.append(Note.of(member.job, self._epoch, numbers, evaluation))
-        if self._logbook:
-            self._logbook.enter(notes)
+        if self._spool:
+            self._spool.enter(notes)
         return found
 
     def _take_losses(self) -> None:

@@ -1,34 +1,62 @@
-"""What rank 0 tells the tracker and the person who waits."""
+"""What the driver tells the tracker while ranks train."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from codec_dist.tracking import Tracker
 from codec_dist.training.notes import Note
-from codec_dist.training.progress import EpochCount, read_progress
+from codec_dist.training.progress import ranks_count, read_progress
+from codec_dist.training.sae_runs import runs_apart
+from codec_dist.training.spool import unheard_notes
+from codec_dist.training.task import TrainingTask
 
 TOP_MODE_COLUMNS = ("epoch", "layer", "quantity", "architecture", "mode", "class", "correlation", "frequency", "hoyer")
 OVERVIEW = ("ev", "l0", "dead_fraction")
 
 
+@contextmanager
+def training_log(task: TrainingTask) -> Iterator["Logbook"]:
+    """The tracker of a training for the length of a block, which is how the training ends for the tracker, too.
+
+    The driver has it, not a rank: so whatever ends the ranks (Ctrl-C, SIGTERM, a crash, a node that is gone), the W&B
+    run is closed and says how it ended. At the end of the block what the ranks have left is logged.
+    """
+    with Tracker(task.directory, task.tracking, stage="train", group=task.name, config=_settings(task)) as tracker:
+        logbook = Logbook(tracker, task.scratch, apart=runs_apart(task.tracking, task.jobs))
+        try:
+            yield logbook
+        except BaseException:
+            with suppress(Exception):  # what ended the block is the error to show
+                logbook.catch_up()
+            raise
+        logbook.catch_up()
+
+
 class Logbook:
-    """Evaluations for the tracker, and rank 0's part of the progress.
+    """Evaluations for the tracker.
 
     Args:
         tracker: the training's.
-        scratch: folder of the progress files.
-        done: epochs of all SAEs that were done before.
+        scratch: folder in which the ranks leave notes and progress.
         apart: whether every SAE gets a W&B run of its own when training ends. Then the training's own W&B run
             shows an overview while it goes on, since names for every SAE of a sweep would be too many.
     """
 
-    def __init__(self, tracker: Tracker, scratch: Path, done: int = 0, *, apart: bool = False) -> None:
+    def __init__(self, tracker: Tracker, scratch: Path, *, apart: bool = False) -> None:
         self._tracker, self._scratch, self._apart = tracker, scratch, apart
-        self.epochs = EpochCount(scratch, 0, done)
-        self._looked = (time.monotonic(), read_progress(scratch))
+        # When progress was last looked at, and how many epochs were done.
+        self._looked: tuple[float, int] | None = None
+
+    def catch_up(self) -> None:
+        """Log what the ranks have left since the last call."""
+        if self._looked is None and ranks_count(self._scratch):
+            self._looked = (time.monotonic(), read_progress(self._scratch))
+        for notes in unheard_notes(self._scratch):
+            self.enter(notes)
 
     def enter(self, notes: Sequence[Note]) -> None:
         """Log evaluations of SAEs that advance together.
@@ -61,12 +89,17 @@ class Logbook:
             self._tracker.histogram(f"{prefix}/{name}", values, step=note.epoch, axis="epoch", journal_only=self._apart)
 
     def _log_speed(self, epoch: int) -> None:
-        self.epochs.show()
-        now, done, (before, done_before) = time.monotonic(), read_progress(self._scratch), self._looked
+        now, done = time.monotonic(), read_progress(self._scratch)
+        before, done_before = self._looked or (now, done)
         if done > done_before:
             speed = (done - done_before) / max(now - before, 1e-9)
             self._tracker.log({"sae_epochs_per_second": speed}, step=epoch, axis="epoch")
         self._looked = now, done
+
+
+def _settings(task: TrainingTask) -> dict[str, Any]:
+    saes = {job.label: {"options": dict(job.options), **job.settings.model_dump(mode="json")} for job in task.jobs}
+    return {"seed": task.seed, "saes": saes}
 
 
 def _overview(notes: Sequence[Note]) -> dict[str, float]:

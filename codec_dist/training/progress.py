@@ -31,6 +31,11 @@ class EpochCount:
         write_json_atomically(self._path, {"done": self.done})
 
 
+def ranks_count(scratch: Path) -> bool:
+    """Whether any rank has begun to count."""
+    return any(scratch.glob(f"*-{SUFFIX}"))
+
+
 def read_progress(scratch: Path) -> int:
     """SAE epochs that all ranks have counted so far."""
     done = 0

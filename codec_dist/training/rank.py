@@ -1,20 +1,16 @@
 """What one rank does: all bundles, one after the other."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
-from typing import Any
+from contextlib import contextmanager
 
 import torch
 
 from codec_dist.store import ContributionStore, StoreError
-from codec_dist.tracking import Tracker
 from codec_dist.training.baselines import fit_baselines
 from codec_dist.training.bundle_training import BundleTraining
 from codec_dist.training.bundles import Bundle, Cohort, Key, hand_out, make_bundles, make_cohorts
 from codec_dist.training.errors import TrainingError, UnfitRowsError
 from codec_dist.training.left_out import LeftOut, write_left_out
-from codec_dist.training.logbook import Logbook
 from codec_dist.training.memory import bytes_for_rows
 from codec_dist.training.parts import Parts, read_parts
 from codec_dist.training.plan import is_finished
@@ -22,8 +18,7 @@ from codec_dist.training.ranks import Ranks
 from codec_dist.training.residency import decide_residency
 from codec_dist.training.resume import find_cohorts, remove_ended_states
 from codec_dist.training.rows import LayerRows
-from codec_dist.training.sae_runs import runs_apart
-from codec_dist.training.spool import Spool, replay
+from codec_dist.training.spool import Spool
 from codec_dist.training.task import TrainingTask
 from codec_dist.utils import hash_json, keep_freed_memory
 
@@ -45,23 +40,18 @@ def train_on_rank(task: TrainingTask, ranks: Ranks, after_bundle: Callable[[], N
     # Rank 0 decides, because files may change between two looks at them.
     cohorts = ranks.from_first(_cohorts(task) if ranks.rank == 0 else [])
     budget = task.bytes_for_rows if task.bytes_for_rows is not None else bytes_for_rows(ranks)
+    done = _epochs_before(task, cohorts) if ranks.rank == 0 else 0
     if not task.spread:
-        with _logbook(task, ranks, cohorts) as logbook:
-            work = _Work(task, store, parts, ranks, budget)
-            work.train(cohorts, logbook, after_bundle)
+        spool = Spool(task.scratch, ranks.rank, done) if ranks.rank == 0 else None
+        work = _Work(task, store, parts, ranks, budget)
+        work.train(cohorts, spool, after_bundle)
         _account_for(task, ranks, [(work.left_out, work.damage)])
         return
     mine = hand_out(cohorts, ranks.size, of=len({job.key for job in task.jobs}))[ranks.rank]
-    with _logbook(task, ranks, cohorts) as logbook:
-        teller = logbook or Spool(task.scratch, ranks.rank)
-        hear = partial(replay, task.scratch, logbook) if logbook else _nothing
-        try:
-            work = _Work(task, store, parts, ranks.alone(), budget)
-            work.train(mine, teller, hear)
-            outcomes = ranks.gather((work.left_out, work.damage))  # waits until all are done
-        finally:
-            hear()
-        after_bundle()
+    work = _Work(task, store, parts, ranks.alone(), budget)
+    work.train(mine, Spool(task.scratch, ranks.rank, done), _nothing)
+    outcomes = ranks.gather((work.left_out, work.damage))  # waits until all are done
+    after_bundle()
     _account_for(task, ranks, outcomes)
 
 
@@ -121,27 +111,25 @@ class _Work:
         self.damage: list[str] = []
         """What could not be read of the store."""
 
-    def train(
-        self, cohorts: Sequence[Cohort], logbook: Logbook | Spool | None, after_bundle: Callable[[], None]
-    ) -> None:
+    def train(self, cohorts: Sequence[Cohort], spool: Spool | None, after_bundle: Callable[[], None]) -> None:
         """Train bundle after bundle."""
         sources = dict.fromkeys(cohort.source for cohort in cohorts)
         # Shares of ranks may differ by a row, but all must come to the same decisions.
         sizes = {source: max(self._ranks.gather(self._of(source[0], whole=source[1]).bytes)) for source in sources}
         resident = {cohort.source: self._is_resident(cohort, sizes[cohort.source]) for cohort in cohorts}
-        advance = logbook.epochs.advance if logbook else _ignore
+        advance = spool.epochs.advance if spool else _ignore
         size = COPIES_OF_WEIGHTS * getattr(torch, self._task.dtype).itemsize
         bundles = make_bundles(
             cohorts, sizes, resident, self._budget, bytes_per_parameter=size, join=not self._task.spread
         )
         for bundle in bundles:
             with _told_when_too_large(bundle):
-                self._train_bundle(bundle, logbook, advance)
-            if logbook:
-                logbook.epochs.show()
+                self._train_bundle(bundle, spool, advance)
+            if spool:
+                spool.epochs.show()
             after_bundle()
 
-    def _train_bundle(self, bundle: Bundle, logbook: Logbook | Spool | None, advance: Callable[[int], None]) -> None:
+    def _train_bundle(self, bundle: Bundle, spool: Spool | None, advance: Callable[[int], None]) -> None:
         unfit = self._make_room(bundle)
         for cohort in bundle.cohorts:
             if (reason := unfit.get(cohort.key)) is not None:
@@ -155,10 +143,10 @@ class _Work:
         if first.fitted:
             source = rows[first.key] if bundle.resident else self._of(first.key, whole=True)
             self.left_out += fit_baselines(
-                self._task, first, rows[first.key], source, self._parts, self._ranks, logbook, advance
+                self._task, first, rows[first.key], source, self._parts, self._ranks, spool, advance
             )
         else:
-            training = BundleTraining(self._task, bundle, rows, self._parts, self._ranks, logbook)
+            training = BundleTraining(self._task, bundle, rows, self._parts, self._ranks, spool)
             training.run(advance)
             self.left_out += training.left_out
 
@@ -214,33 +202,9 @@ class _Work:
         return None
 
 
-def _logbook(task: TrainingTask, ranks: Ranks, cohorts: Sequence[Cohort]) -> AbstractContextManager[Logbook | None]:
-    return nullcontext() if ranks.rank else _TrackedLogbook(task, _epochs_before(task, cohorts))
-
-
-class _TrackedLogbook:
-    """Rank 0's logbook for the length of a ``with`` block."""
-
-    def __init__(self, task: TrainingTask, done: int) -> None:
-        self._task, self._done = task, done
-        self._tracker = Tracker(task.directory, task.tracking, stage="train", group=task.name, config=_settings(task))
-
-    def __enter__(self) -> Logbook:
-        apart = runs_apart(self._task.tracking, self._task.jobs)
-        return Logbook(self._tracker.__enter__(), self._task.scratch, self._done, apart=apart)
-
-    def __exit__(self, *error: Any) -> None:
-        self._tracker.__exit__(*error)
-
-
-def _settings(task: TrainingTask) -> dict[str, Any]:
-    saes = {job.label: {"options": dict(job.options), **job.settings.model_dump(mode="json")} for job in task.jobs}
-    return {"seed": task.seed, "saes": saes}
-
-
 def _ignore(_: int) -> None:
     """Ranks other than the first report no progress."""
 
 
 def _nothing() -> None:
-    """Ranks other than the first have nothing to hear."""
+    """Ranks that train apart do not meet after each bundle."""

@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ import torch.distributed as dist
 from codec_dist.cluster_runtime import MEMORY, KernelKills, explain_loss, worker_environment
 from codec_dist.config import ClusterSection, SaeGroup, SaeSection, TrackingSection
 from codec_dist.store import ContributionStore
-from codec_dist.tracking import sweep_environment
 from codec_dist.training.errors import TrainingError
 from codec_dist.training.left_out import LeftOut, read_left_out, tell_left_out, write_left_out
+from codec_dist.training.logbook import Logbook, training_log
 from codec_dist.training.memory import failed_allocation
 from codec_dist.training.parts import read_parts
 from codec_dist.training.plan import SaeJob, check_training, is_finished, plan_jobs
@@ -31,6 +31,7 @@ from codec_dist.training.ranks import Ranks
 from codec_dist.training.resume import damaged_states, remove_ended_states
 from codec_dist.training.sae_runs import write_sae_runs
 from codec_dist.training.selection import select_saes
+from codec_dist.training.spool import PATTERN as NOTES
 from codec_dist.training.task import TrainingTask
 from codec_dist.utils import (
     CodecError,
@@ -98,7 +99,7 @@ def train_saes(
         directory: the run's folder, seen by all nodes.
         seed: the run's seed.
         cluster: number of ranks, their threads, and how often a training whose worker dies is restarted.
-        tracking: where rank 0 logs.
+        tracking: where evaluations are logged.
         name: the run's name, under which the tracker groups.
         correlation_threshold: a mode with a class correlation above this counts as class-correlated.
         dtype: type of rows and weights.
@@ -113,7 +114,7 @@ def train_saes(
         TrainingError: a store with missing shards, unknown layers or quantities, a grid of unknown names or no
             members, an empty part, nothing that can be trained, another SAE in a folder, workers that died too often,
             or a cluster without room. StoreError, SaeError: as from those packages.
-        KeyboardInterrupt: Ctrl-C, after the ranks were ended.
+        KeyboardInterrupt: Ctrl-C, after the ranks were ended and the W&B run was closed as interrupted.
     """
     store_path, split_path, directory = absolute_location(store_path), Path(split_path), Path(directory)
     store = ContributionStore(store_path)
@@ -189,16 +190,15 @@ def _train(task: TrainingTask, cluster: ClusterSection) -> list[LeftOut]:
             name="ray",
             storage_path=str(task.scratch),
             failure_config=FailureConfig(max_failures=cluster.attempts - 1),
-            worker_runtime_env={
-                "env_vars": {**worker_environment(task.threads, int(with_gpus)), **sweep_environment()}
-            },
+            worker_runtime_env={"env_vars": worker_environment(task.threads, int(with_gpus))},
         ),
     )
-    with _scratch(task):
+    with _scratch(task), training_log(task) as logbook:
         try:
-            with _progress(task), _interruptible():
+            with _watched(task, logbook), _interruptible():
                 trainer.fit()
-        except TrainingFailedError as error:
+        except (TrainingFailedError, ray.exceptions.RayError) as error:
+            # The second where the actor is lost that looks after the ranks, which Ray Train does not restart.
             raise _explain(task, ranks, error, kills) from error
         if (message := _failure(task)) is not None:
             raise TrainingError(message)
@@ -207,7 +207,7 @@ def _train(task: TrainingTask, cluster: ClusterSection) -> list[LeftOut]:
 
 @contextmanager
 def _scratch(task: TrainingTask) -> Iterator[None]:
-    """An empty folder for files that live only while the training runs; one training at a time has it."""
+    """A folder for files that live only while the training runs; one training at a time has it."""
     task.scratch.parent.mkdir(parents=True, exist_ok=True)
     with open(task.scratch.parent / LOCK_FILE, "w") as lock:
         try:
@@ -218,14 +218,25 @@ def _scratch(task: TrainingTask) -> Iterator[None]:
             ) from error
         except OSError:
             sys.stderr.write(f"train: cannot lock {lock.name}: see to it that no other training is at work there\n")
-        shutil.rmtree(task.scratch, ignore_errors=True)
+        _clear(task.scratch)
         with naming_full_disk(task.scratch):
-            task.scratch.mkdir()
+            task.scratch.mkdir(exist_ok=True)
             (task.scratch / RESERVE_FILE).write_bytes(bytes(RESERVE_BYTES))
         try:
             yield
         finally:
-            shutil.rmtree(task.scratch, ignore_errors=True)
+            _clear(task.scratch)
+            with suppress(OSError):
+                task.scratch.rmdir()
+
+
+def _clear(scratch: Path) -> None:
+    """Remove all but evaluations that are not logged, as after a kill, or where the disk was full."""
+    for left in scratch.glob("*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        elif not left.match(NOTES):
+            left.unlink(missing_ok=True)
 
 
 def _rank_main(config: dict[str, Any]) -> None:
@@ -266,20 +277,21 @@ def _count_ranks(cluster: ClusterSection) -> tuple[int, bool]:
 
 
 @contextmanager
-def _progress(task: TrainingTask) -> Iterator[None]:
-    """Show what the ranks have counted, while the calling thread waits for Ray Train."""
+def _watched(task: TrainingTask, logbook: Logbook) -> Iterator[None]:
+    """Show what the ranks have counted, and log what they have noted, while the calling thread waits for Ray Train."""
     total = sum(job.epochs for job in task.jobs)
     over = threading.Event()
     with Progress("train", total, "SAE epochs") as progress:
 
         def watch() -> None:
-            shown, last_look = 0, False
+            shown, last_look, logs = 0, False, True
             while not last_look:
                 last_look = over.wait(SECONDS_BETWEEN_LOOKS)
                 done = read_progress(task.scratch)
                 if done > shown:
                     progress.advance(done - shown)
                     shown = done
+                logs = logs and _catches_up(logbook)
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
@@ -288,6 +300,15 @@ def _progress(task: TrainingTask) -> Iterator[None]:
         finally:
             over.set()
             thread.join()
+
+
+def _catches_up(logbook: Logbook) -> bool:
+    """Whether logging works; if not, the error is met again when the log is closed, and does not end the ranks now."""
+    try:
+        logbook.catch_up()
+    except Exception:  # noqa: BLE001
+        return False
+    return True
 
 
 @contextmanager

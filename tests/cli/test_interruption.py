@@ -1,5 +1,7 @@
 """SIGTERM ends a command as Ctrl-C does: one line, everything in order, and a second one changes nothing."""
 
+import itertools
+import json
 import re
 import signal
 import subprocess
@@ -12,6 +14,7 @@ import yaml
 from digits_config import digits_values
 from wandb_files import offline_files, records
 
+from codec_dist.cli import main
 from codec_dist.shards import digits, pack
 from codec_dist.store import ContributionStore, Ledger
 from codec_dist.tracking import read_metrics
@@ -73,3 +76,56 @@ def test_an_extraction_is_left_in_order_and_goes_on(tmp_path: Path) -> None:
     done = Ledger(run / "store").done()
     assert 0 < len(done) < 90
     assert not ContributionStore(run / "store").complete
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_training_is_left_in_order_and_goes_on(tmp_path: Path, ray_cluster: object) -> None:
+    samples, classes = digits()
+    pack(itertools.islice(samples, 200), tmp_path / "shards", samples_per_shard=100, classes=classes)
+    group = {
+        "architecture": {"name": "topk", "options": {"modes": 16, "k": 2}},
+        "quantities": ["contribution-positive"],
+        "training": {"epochs": 12_000, "batch_size": 128},
+    }
+    changes = {
+        "run": {"directory": "run"},
+        "data": {"shards": "shards"},
+        "attribution": {"layers": ["blocks.5"]},
+        "sae": {
+            "groups": [group],
+            "evaluations": 24,
+            "checkpoints": 24,
+        },
+        "cluster": {"training_workers": 2},
+    }
+    config, run = tmp_path / "config.yaml", tmp_path / "run"
+    config.write_text(yaml.safe_dump(digits_values(changes)))
+    assert main(["extract", str(config)]) == 0
+    before = set(offline_files(run))
+    code, lines = interrupt(["train", str(config)], r"train: \d+,\d+ of 12,000", [signal.SIGTERM, signal.SIGTERM])
+    assert code == 143, lines
+    assert lines[-1].startswith("ended by SIGTERM: ")
+    assert all(line.startswith("train: ") for line in lines[:-1]), lines
+    *_, last = read_metrics(run / "metrics.jsonl")
+    assert (last["stage"], last["event"]) == ("train", "interrupted")
+    (file,) = set(offline_files(run)) - before
+    assert list(records(file))[-1].exit.exit_code == 255
+    left = subprocess.run(["pgrep", "-f", str(config)], capture_output=True, text=True, check=False)
+    assert left.stdout == ""
+    assert not (run / "sae" / ".train").exists()
+    assert list(run.glob("sae/*/*/resume-*.safetensors"))
+    assert not list(run.glob("sae/*/*/*/model.safetensors"))
+
+    # The same command goes on: no evaluation is missing, and none was done twice.
+    assert main(["train", str(config)]) == 0
+    (folder,) = (path.parent for path in run.glob("sae/*/*/*/model.safetensors"))
+    epochs = [json.loads(line)["epoch"] for line in (folder / "history.jsonl").read_text().splitlines()]
+    logged = [
+        entry["step"]
+        for entry in read_metrics(run / "metrics.jsonl")
+        if any(name.endswith("/ev") for name in entry.get("metrics", {}))
+    ]
+    assert epochs == sorted(set(epochs))
+    assert epochs[-1] == 12_000
+    assert set(logged) == set(epochs)

@@ -28,6 +28,7 @@ def config(tmp_path: Path) -> Path:
             "preprocessing": {"size": 16, "channels": 1, "mean": [0.3], "std": [0.38]},
         },
         "attribution": {"layers": ["blocks.5"], "method": {"name": "integrated_gradients", "options": {"steps": 1}}},
+        "cluster": {"actors": 1},
         "tracking": {"mode": "disabled"},
     }
     path = tmp_path / "config.yaml"

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from extraction_without_ray import extract_planned
 from PIL import Image
 
 from codec_dist.attribution import Attributor, IntegratedGradients, Optimizations, TopK
@@ -117,7 +118,7 @@ def test_store_holds_what_the_engine_computes(reference: ContributionStore, make
     ("actors", "order", "reading", "form"),
     [
         (2, [5, 1, 3, 0, 4, 2], {"decode_threads": 2, "prefetch": 1}, {"compression": "lz4", "sharding": 7}),
-        (4, [2, 3, 0, 5, 4, 1], {"prefetch": 7}, {}),
+        pytest.param(4, [2, 3, 0, 5, 4, 1], {"prefetch": 7}, {}, marks=pytest.mark.slow),
     ],
 )
 def test_neither_actors_nor_order_nor_prefetch_nor_form_of_the_store_change_the_digest(
@@ -273,8 +274,10 @@ def test_what_the_self_check_found_is_stored_and_used_by_whoever_goes_on(
     assert reference.settings["optimizations"] == asdict(Optimizations())
     config = make_config(attribution={"layers": ["blocks.3"]})
     plain = Optimizations(fold_batchnorm=False, channels_last=False)
-    open_store(*make_plan(config), {"device": "cpu", "optimizations": asdict(plain)})
-    extract(config)
+    plan, shards = make_plan(config)
+    open_store(plan, shards, {"device": "cpu", "optimizations": asdict(plain)})
+    plan, _ = settle(plan, shards)
+    extract_planned(plan, shards, range(len(shards)))
     loaded = load_model(config.model, seed=config.run.seed)
     index = load_index(config.data.shards)
     images = torch.stack([loaded.preprocessing(sample.image) for sample in read_shard(index.location, index.shards[0])])

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from small_disk import small_disk
 
 from codec_dist.config import Config, save_config
 from codec_dist.store import ContributionStore, Ledger, verify_store
@@ -326,17 +327,10 @@ def test_actor_out_of_memory_is_replaced(cluster: FaultyCluster, make: MakeConfi
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a disk of its own of 100 MB."""
-    folder = tmp_path / "run" / "store"
-    folder.mkdir(parents=True)
-    mounting = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m", "none", str(folder)], capture_output=True)
-    if mounting.returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    try:
+    with small_disk(tmp_path / "run" / "store", "100m") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def _fill(path: Path) -> None:
@@ -350,10 +344,10 @@ def _fill(path: Path) -> None:
 
 
 def test_full_disk_stops_the_run_until_there_is_space(
-    cluster: FaultyCluster, make: MakeConfig, quiet: str, small_disk: Path
+    cluster: FaultyCluster, make: MakeConfig, quiet: str, disk: Path
 ) -> None:
-    config = make(small_disk.parent)
-    filler = small_disk.parent / "store" / "somebody-elses"
+    config = make(disk.parent)
+    filler = disk.parent / "store" / "somebody-elses"
     with _run(config, cluster, waits_after=1) as driver:
         driver.wait_for_shards(1)
         _fill(filler)
@@ -362,10 +356,10 @@ def test_full_disk_stops_the_run_until_there_is_space(
     assert outcome.startswith("error cannot write shard digits-00000")
     assert "No space left" in outcome
     assert "run the same command again" in outcome
-    assert not {number for number, marker in Ledger(small_disk).done().items() if not marker.rows}
+    assert not {number for number, marker in Ledger(disk).done().items() if not marker.rows}
     filler.unlink()
     # What was being written when the disk was full may be left in parts.
-    (small_disk / "samples" / ".000005.parquet.torn.partial").write_bytes(b"torn")
+    (disk / "samples" / ".000005.parquet.torn.partial").write_bytes(b"torn")
     assert _finish(config, cluster)[0] == "summary"
-    assert not list(small_disk.rglob("*.partial"))
+    assert not list(disk.rglob("*.partial"))
     assert _digest(config) == quiet

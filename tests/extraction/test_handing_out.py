@@ -100,6 +100,7 @@ def shards(packed: Path, tmp_path: Path) -> Path:
     return shutil.copytree(packed, tmp_path / "shards")
 
 
+@pytest.mark.slow
 def test_failed_shard_is_done_by_another_actor(
     ray_cluster: Session, make_config_in: MakeConfig, make_config: MakeConfig, shards: Path, tmp_path: Path
 ) -> None:

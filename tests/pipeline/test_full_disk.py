@@ -2,13 +2,14 @@
 
 import itertools
 import os
-import subprocess
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from digits_config import digits_values
+from small_disk import small_disk
 
 from codec_dist.cli import main
 from codec_dist.shards import digits, pack
@@ -25,27 +26,31 @@ VALUES = digits_values(
         },
         "interventions": {"percentages": [50], "off_targets": 1, "random_draws": 1, "images_per_class": 2},
         "visualization": {"modes": 1, "images": 1},
-        "cluster": {"training_workers": 1},
+        "cluster": {"training_workers": 1, "attempts": 1},
     }
 )
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory, ray_cluster: object) -> Iterator[Path]:
-    """A finished run on a disk of its own."""
+def finished(tmp_path_factory: pytest.TempPathFactory, ray_cluster: object) -> Iterator[Path]:
+    """The config of a finished run on a disk of its own, with a copy of the run beside that disk."""
     folder = tmp_path_factory.mktemp("full disk")
-    (folder / "disk").mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", "size=200m", "none", str(folder / "disk")]
-    if subprocess.run(mounting, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    try:
+    with small_disk(folder / "disk", "200m"):
         samples, classes = digits()
         pack(itertools.islice(samples, 200), folder / "shards", samples_per_shard=100, classes=classes)
         (folder / "config.yaml").write_text(yaml.safe_dump(VALUES))
         assert main(["run", str(folder / "config.yaml")]) == 0
+        shutil.copytree(folder / "disk" / "run", folder / "copy", symlinks=True)
         yield folder / "config.yaml"
-    finally:
-        subprocess.run(["umount", "-l", str(folder / "disk")], check=True)
+
+
+@pytest.fixture
+def config(finished: Path) -> Path:
+    """The finished run as it was, whatever others did to it: after ``train``, all later stages would be out of date."""
+    run = finished.parent / "disk" / "run"
+    shutil.rmtree(run)
+    shutil.copytree(finished.parent / "copy", run, symlinks=True)
+    return finished
 
 
 CHANGES = {

@@ -187,5 +187,5 @@ def test_packed_shapes_carry_their_table_of_parts(tmp_path):
 def test_packing_more_shapes_takes_hardly_more_memory(tmp_path):
     setup = "from codec_dist.shards import pack, shapes"
     work = "pack(shapes(int(sys.argv[1]), 8, 10)[0], sys.argv[2], samples_per_shard=500)"
-    peaks = [peak_of(setup, work, count, tmp_path / str(count)) for count in (3_000, 12_000)]
-    assert (peaks[1] - peaks[0]) / 9_000 < 150, "bytes per sample"
+    peaks = [peak_of(setup, work, count, tmp_path / str(count)) for count in (1_000, 4_000)]
+    assert (peaks[1] - peaks[0]) / 3_000 < 150, "bytes per sample"

@@ -1,8 +1,6 @@
 """What a folder on disk promises the store: files whole or absent, exclusive names, and clear faults when it fills."""
 
 import os
-import shutil
-import subprocess
 import threading
 
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_disk import small_disk
 
 from codec_dist.store import ContributionStore, Ledger, StoreError, StoreFullError, finish_store, verify_store
 from codec_dist.store.place import LocalPlace, open_place
@@ -117,24 +116,17 @@ def test_zarr_finds_its_way_in_a_place(full):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 512 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("making a small file system needs the rights of root")
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)], check=False)
-    if made.returncode:
-        pytest.skip("a small file system cannot be made here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+def disk(tmp_path):
+    """A disk of its own of 512 KB."""
+    with small_disk(tmp_path / "disk", "512k") as folder:
+        yield folder
 
 
-def test_a_disk_that_fills_is_a_clear_error_and_the_store_goes_on_when_there_is_space(small_disk, tmp_path, make_plan):
+def test_a_disk_that_fills_is_a_clear_error_and_the_store_goes_on_when_there_is_space(disk, tmp_path, make_plan):
     shards = [(f"s-{number}.tar", 4) for number in range(8)]
-    plan = make_plan(small_disk / "store", layers={"wide": 2000}, quantities=["activation-positive"], shards=shards)
+    plan = make_plan(disk / "store", layers={"wide": 2000}, quantities=["activation-positive"], shards=shards)
     plan.create()
-    filler = small_disk / "filler"
+    filler = disk / "filler"
     filler.write_bytes(bytes(300 * 1024))
 
     def write_the_rest():

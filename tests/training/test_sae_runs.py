@@ -10,6 +10,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 from codec_dist.config import Choice, SaeGroup, TrackingSection, TrainingSettings
 from codec_dist.tracking import read_metrics
 from codec_dist.tracking.offline import read_payloads
+from codec_dist.training.logbook import training_log
 from codec_dist.training.rank import train_on_rank
 from codec_dist.training.ranks import Ranks
 from codec_dist.training.sae_runs import runs_apart, write_sae_runs
@@ -77,7 +78,8 @@ def test_every_sae_of_a_sweep_gets_one_run_with_its_curves_histograms_and_result
     run = make_run()
     task = make_task(run, sweep_over(1, 2, 3), tracking=OFFLINE)
     task.scratch.mkdir(parents=True)
-    train_on_rank(task, Ranks())
+    with training_log(task):
+        train_on_rank(task, Ranks())
     folders = {job: run / "sae" / job.folder for job in task.jobs}
     chosen = select_saes(run / "sae", list(folders.values()))
     assert write_sae_runs(run, OFFLINE, "digits", task.jobs, chosen) == 3

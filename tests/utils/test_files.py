@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_disk import small_disk
 
 from codec_dist.utils import (
     CodecError,
@@ -172,26 +173,21 @@ def test_registry_refuses_a_second_entry_of_one_name(shapes: Registry[_Shape]) -
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of its own of 64 KB."""
-    mounting = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(tmp_path)], capture_output=True)
-    if mounting.returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    try:
+    with small_disk(tmp_path, "64k"):
         yield tmp_path
-    finally:
-        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
 
-def test_a_full_disk_is_told_with_the_file_and_leaves_the_old_one(small_disk: Path) -> None:
-    path = small_disk / "values.json"
+def test_a_full_disk_is_told_with_the_file_and_leaves_the_old_one(disk: Path) -> None:
+    path = disk / "values.json"
     write_json_atomically(path, {"a": 1})
     with pytest.raises(DiskFullError) as refused:
         write_bytes_atomically(path, bytes(1 << 20))
     assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)
     assert read_json(path) == {"a": 1}
-    assert [each.name for each in small_disk.iterdir()] == ["values.json"]
+    assert [each.name for each in disk.iterdir()] == ["values.json"]
     assert str(pickle.loads(pickle.dumps(refused.value))) == str(refused.value)  # noqa: S301
 
 
