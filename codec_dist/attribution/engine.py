@@ -332,8 +332,8 @@ class Attributor:
             )
         if self._allow_mixing:
             raise AttributionError(
-                "integrated_gradients: adaptive gives each image points of its own, which allow_mixing rules out: leave "
-                "one of them out"
+                "integrated_gradients: adaptive gives each image points of its own, which allow_mixing rules out: "
+                "leave one of them out"
             )
 
     @contextmanager

@@ -189,7 +189,7 @@ def test_learned_points_are_never_worse_than_uniform_on_their_probe(seed: int, s
 
 def test_a_few_images_of_another_kind_do_not_decide() -> None:
     kinks = [0.26, 0.28, 0.3, 0.32, 0.34, 0.36] * 3
-    attributor, images = kinked(kinks + [0.004, 0.97])
+    attributor, images = kinked([*kinks, 0.004, 0.97])
     choice = choose_path(attributor, images)
     usual = images[: len(kinks)]
     learned, uniform = (
