@@ -144,7 +144,9 @@ def _contenders(
     shape = (arguments.batch, arguments.channels, arguments.size, arguments.size)
     images = torch.randn(shape, device=arguments.device)
     autocast = getattr(torch, arguments.autocast) if arguments.autocast else None
-    attributor = Attributor(model, arguments.layers, IntegratedGradients(arguments.steps), autocast=arguments.autocast)
+    attributor = Attributor(
+        model, arguments.layers, IntegratedGradients(arguments.steps, points="uniform"), autocast=arguments.autocast
+    )
     contenders: dict[str, Callable[[], object]] = {
         "bare": lambda: bare_loop(floor, images, arguments.steps, autocast),
         "engine": lambda: attributor(images),

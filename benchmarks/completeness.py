@@ -1,8 +1,9 @@
 """How complete integrated gradients are for a number of steps, and what methods, baselines and targets cost.
 
-For each S: the median over images of the relative completeness residual, of the worst and of the middle cut layer, and
-the time relative to S = 10. Then each method, baseline and several targets, timed against integrated gradients with
-S = 10 of one target from zeros, interleaved.
+For each S, with uniform points and with points learned on the first half of the images: the median over the other half
+of the relative completeness residual, of the worst and of the middle cut layer, and the time relative to S = 10. Then
+each method, baseline and several targets, timed against integrated gradients with S = 10 of one target from zeros,
+interleaved.
 
 Images are a run's (`--config`, its evaluate part), or procedural shapes, on which a network with random weights is
 first trained for some steps: untrained networks are so rough that no number of steps is complete.
@@ -16,7 +17,7 @@ import io
 import json
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -33,6 +34,9 @@ from codec_dist.attribution import (
     SmoothGradient,
     Target,
     TopK,
+    UniformPoints,
+    choose_from,
+    dense_path,
     relative_residual,
 )
 from codec_dist.config import ModelSection, load_config
@@ -48,12 +52,19 @@ def main() -> None:
     torch.manual_seed(0)
     loaded, images = _from_run(arguments) if arguments.config else _from_shapes(arguments)
     model, images = loaded.module.to(arguments.device), images.to(arguments.device)
-    rows = [_residuals(model, arguments.layers, images, steps) for steps in arguments.steps]
-    reference = next(row["seconds"] for row in rows if row["steps"] == 10)
-    print(f"{'S':>4}{'worst layer':>13}{'middle layer':>14}{'time to S = 10':>16}")
+    half = len(images) // 2
+    engine = Attributor(model, arguments.layers, IntegratedGradients(10, points="uniform"))
+    errors = engine.interval_errors(images[:half], dense_path(10))
+    rows: list[dict[str, float | str]] = []
+    for steps in arguments.steps:
+        learned = choose_from(errors, IntegratedGradients(steps)).fractions if steps > 1 else (0.0, 1.0)
+        for rule, points in (("uniform", UniformPoints().fractions(steps)), ("learned", learned)):
+            rows.append({"points": rule, **_residuals(engine, images[half:], points)})
+    reference = next(float(row["seconds"]) for row in rows if row["steps"] == 10)
+    print(f"{'S':>4} {'points':8}{'worst layer':>13}{'middle layer':>14}{'time to S = 10':>16}")
     for row in rows:
-        row["time"] = row.pop("seconds") / reference
-        print(f"{row['steps']:>4}{row['worst']:>13.2%}{row['middle']:>14.2%}{row['time']:>16.2f}")
+        row["time"] = float(row.pop("seconds")) / reference
+        print(f"{row['steps']:>4} {row['points']:8}{row['worst']:>13.2%}{row['middle']:>14.2%}{row['time']:>16.2f}")
     costs = _costs(model, arguments.layers, images, arguments.rounds)
     print(f"{'':44}{'cost':>6}")
     for name, cost in costs.items():
@@ -62,26 +73,27 @@ def main() -> None:
     print(json.dumps({"benchmark": "completeness", **result}))
 
 
-def _residuals(model: nn.Module, layers: list[str], images: Tensor, steps: int) -> dict[str, float]:
-    attributor = Attributor(model, layers, IntegratedGradients(steps))
-    attributor.probe(images)
+def _residuals(engine: Attributor, images: Tensor, points: Sequence[float]) -> dict[str, float | str]:
     started = time.perf_counter()
-    result = attributor(images)
+    result = engine.with_method(IntegratedGradients(points=points))(images)
     medians = [
         float(relative_residual(layer.completeness, result.target_value, result.baseline_value).median())
         for layer in result.values()
         if layer.completeness is not None
     ]
     seconds = time.perf_counter() - started
-    return {"steps": steps, "worst": max(medians), "middle": statistics.median(medians), "seconds": seconds}
+    return {"steps": len(points) - 1, "worst": max(medians), "middle": statistics.median(medians), "seconds": seconds}
 
 
 def _costs(model: nn.Module, layers: list[str], images: Tensor, rounds: int) -> dict[str, float]:
     settings: dict[str, tuple[Method, list[Target]]] = {
-        "integrated gradients, S = 10": (IntegratedGradients(10), [TopK()]),
-        "… from a blurred image": (IntegratedGradients(10, Blur(images.shape[-1] / 16)), [TopK()]),
-        "… of the frozen top class": (IntegratedGradients(10), [TopK(frozen=True)]),
-        "… of each of the top 5 classes at once": (IntegratedGradients(10), [Rank(rank) for rank in range(1, 6)]),
+        "integrated gradients, S = 10": (IntegratedGradients(10, points="uniform"), [TopK()]),
+        "… from a blurred image": (IntegratedGradients(10, Blur(images.shape[-1] / 16), points="uniform"), [TopK()]),
+        "… of the frozen top class": (IntegratedGradients(10, points="uniform"), [TopK(frozen=True)]),
+        "… of each of the top 5 classes at once": (
+            IntegratedGradients(10, points="uniform"),
+            [Rank(rank) for rank in range(1, 6)],
+        ),
         "activation × gradient": (ActivationGradient(), [TopK()]),
         "SmoothGrad, 20 copies": (SmoothGradient(20), [TopK()]),
     }

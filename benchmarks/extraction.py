@@ -45,7 +45,7 @@ from codec_dist.shards import load_index, pack, read_shard, shapes
 from codec_dist.tracking import Tracker, read_metrics
 
 SECONDS_TO_END = 5.0
-INTEGRATED = {"method": {"name": "integrated_gradients", "options": {"steps": 10}}}
+INTEGRATED = {"method": {"name": "integrated_gradients", "options": {"steps": 10, "points": "uniform"}}}
 GRADIENT = {"method": {"name": "activation_gradient"}}
 CASES: dict[str, dict[str, Any]] = {
     "demo": {

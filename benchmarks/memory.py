@@ -69,7 +69,7 @@ def _measure(model: str, layers: list[str], microbatch: int) -> dict[str, Any]:
                 "attribution": {
                     "layers": layers,
                     "microbatch": microbatch,
-                    "method": {"name": "integrated_gradients", "options": {"steps": 2}},
+                    "method": {"name": "integrated_gradients", "options": {"steps": 2, "points": "uniform"}},
                 },
             }
         )

@@ -101,7 +101,7 @@ def _config(out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "model": {"spec": "module:benchmarks.nets:minimal", "weights": "none", "preprocessing": preprocessing},
         "attribution": {
             "layers": ["first", "second"],
-            "method": {"name": "integrated_gradients", "options": {"steps": 10}},
+            "method": {"name": "integrated_gradients", "options": {"steps": 10, "points": "uniform"}},
             "microbatch": 250,
         },
         "cluster": {"actors": arguments.actors},

@@ -211,7 +211,8 @@ class AttributionSection(Section):
     layers: tuple[str, ...] = ("blocks",)
     """Layer keys, globs over module names, or presets such as `blocks`."""
     method: Choice = Choice(name="integrated_gradients", options={"steps": 10})
-    """Attribution method and its options."""
+    """Attribution method and its options; of integrated gradients ``steps`` (a number or ``auto``), ``points``
+    (``learned``, or ``uniform`` as in the paper), ``adaptive`` ({tolerance, most}) and ``baseline``."""
     target: Choice = Choice(name="top_k", options={"k": 1})
     """The scalar of the output that contributions explain, and its options; by name or import path."""
     further_targets: tuple[Choice, ...] = ()

@@ -143,7 +143,8 @@ def residual_figure(data: RunData) -> Figure | None:
     over = "images of the evaluate part" if data.store.has_split else "stored images (there is no split yet)"
     caption = (
         "How far the contributions of a layer are from adding up to the change of the target, relative to that change. "
-        f"Smaller is better; more steps make it smaller. Line: median over {over}; band: quartiles."
+        "Smaller is better; learned points of the path, more steps and refinement (adaptive) make it smaller. "
+        f"Line: median over {over}; band: quartiles."
     )
     columns = [
         "layer",
@@ -168,13 +169,16 @@ def completeness_advice(data: RunData) -> Advice | None:
         return Advice("holds", "complete", f"{found}: contributions add up to the change of the target.")
     if worst.median <= FAIR_RESIDUAL:
         return Advice(
-            "partly", "nearly complete", f"{found}: more steps would bring contributions closer to adding up."
+            "partly",
+            "nearly complete",
+            f"{found}: more steps, or refined paths (adaptive), would bring contributions closer to adding up.",
         )
     return Advice(
         "does-not-hold",
         "not complete",
         f"{found}, that is {number(worst.absolute)} where the target changes by {number(worst.change)} from baseline "
-        "to image: contributions do not add up. Take more steps, or a baseline on which the target differs more.",
+        "to image: contributions do not add up. Use learned points, more steps or refined paths "
+        "(attribution.method.options: points, steps, adaptive), or a baseline on which the target differs more.",
     )
 
 
