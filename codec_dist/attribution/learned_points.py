@@ -30,6 +30,8 @@ CHANCE_WEIGHT = 3.0
 WORST_SHARE = 0.5
 # Below, points are not moved one by one, and nothing is judged on images that were not seen.
 FEWEST_IMAGES = 4
+# Relative errors that stand for infinite ones.
+LARGEST = 1e3
 # Rules from whose points others are sought.
 STARTS = 2
 # Rounds in which each point is moved once; they end earlier when no point moves.
@@ -73,14 +75,14 @@ def learn_points(errors: IntervalErrors, steps: int) -> Learned:
     dense, images = len(errors.fractions), errors.changes.shape[1]
     if steps >= dense:
         raise AttributionError(f"a dense path of {dense} points has no {steps + 1} points to choose from")
-    relative = errors.relative.nan_to_num(1e3, 1e3, -1e3)
+    relative = errors.relative.nan_to_num(LARGEST, LARGEST, -LARGEST)
     uniform = RULES["uniform"](relative, errors.fractions, steps)
     found = []
     for name, rule in RULES.items():
         points = rule(relative, errors.fractions, steps)
         if images < FEWEST_IMAGES and rule is _adjusted:
             continue
-        if _no_worse(errors, points, uniform):
+        if name == "uniform" or _no_worse(errors, points, uniform):
             expected = _crossed(errors, relative, steps, rule)
             found.append(Learned(points, name, expected, median_residuals(errors, uniform)))
     return min(found, key=lambda each: float(each.expected.mean() + WORST_SHARE * each.expected.max()))
@@ -88,7 +90,12 @@ def learn_points(errors: IntervalErrors, steps: int) -> Learned:
 
 def median_residuals(errors: IntervalErrors, points: Points) -> Float[Tensor, "places"]:
     """Median over the images of the relative residual of each place."""
-    return errors.residuals(points).quantile(0.5, dim=1)
+    return _medians(errors.residuals(points))
+
+
+def _medians(residuals: Float[Tensor, "places images"]) -> Float[Tensor, "places"]:
+    # Where the target does not change residuals are infinite, between which there is no median.
+    return residuals.nan_to_num(LARGEST).clamp(max=LARGEST).quantile(0.5, dim=1)
 
 
 def _no_worse(errors: IntervalErrors, points: Points, than: Points) -> bool:
@@ -105,7 +112,7 @@ def _crossed(errors: IntervalErrors, relative: Tensor, steps: int, rule: "Rule")
     found = torch.empty_like(errors.changes)
     for seen, others in ((even, odd), (odd, even)):
         found[:, others] = errors.residuals(rule(relative[:, seen], errors.fractions, steps))[:, others]
-    return found.quantile(0.5, dim=1)
+    return _medians(found)
 
 
 Rule = Callable[[Tensor, Sequence[float], int], Points]

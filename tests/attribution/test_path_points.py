@@ -199,6 +199,22 @@ def test_a_few_images_of_another_kind_do_not_decide() -> None:
     assert learned < 0.7 * uniform
 
 
+def test_where_the_target_hardly_changes_uniform_points_serve() -> None:
+    class Still(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            hidden = self.layer(images).tanh()
+            return 1e-300 * (hidden - hidden.detach().round(decimals=1)).cumsum(dim=1)
+
+    torch.manual_seed(0)
+    result = Attributor(Still().double(), ["layer"], IntegratedGradients(4))(torch.zeros(6, 4).double())
+    assert bool(result["layer"].positive.isfinite().all())
+    assert result.target_value.tolist() == result.baseline_value.tolist()
+
+
 def test_learning_needs_as_many_dense_points() -> None:
     errors = Attributor(small_net(1), ["0"], IntegratedGradients(2)).interval_errors(
         torch.randn(4, 4).double(), [0.0, 0.5, 1.0]
