@@ -57,7 +57,7 @@ def test_an_extraction_is_left_in_order_and_goes_on(tmp_path: Path) -> None:
     changes = {
         "run": {"directory": "run"},
         "data": {"shards": "shards", "limit": 900},
-        "attribution": {"method": {"name": "integrated_gradients", "options": {"steps": 40}}},
+        "attribution": {"method": {"name": "integrated_gradients", "options": {"steps": 40, "points": "uniform"}}},
         "cluster": {"actors": 1},
     }
     config = tmp_path / "config.yaml"
