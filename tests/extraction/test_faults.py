@@ -139,7 +139,7 @@ def make(cluster: FaultyCluster, make_config_in: MakeConfig) -> MakeConfig:
     """Configs of runs on the cluster, whose shards take a second or more each."""
 
     def config(directory: Path, **sections: dict) -> Config:
-        method = {"name": "integrated_gradients", "options": {"steps": 60}}
+        method = {"name": "integrated_gradients", "options": {"steps": 60, "points": "uniform"}}
         own = {"layers": ["blocks.3", "blocks.5"], "method": method, "microbatch": 8}
         section = {"address": cluster.address} | sections.pop("cluster", {})
         return make_config_in(directory, attribution=own, cluster=section, **sections)

@@ -92,7 +92,7 @@ def test_truncated_shard_is_refused_with_its_name(make_config: MakeConfig, packe
 
 def test_store_of_another_config_is_refused_with_the_difference(make_config: MakeConfig) -> None:
     open_store(*make_plan(make_config()), {"device": "cpu"})
-    method = {"name": "integrated_gradients", "options": {"steps": 20}}
+    method = {"name": "integrated_gradients", "options": {"steps": 20, "points": "uniform"}}
     with pytest.raises(StoreError, match=r"attribution\.method\.options\.steps: 2 in the store, 20 asked"):
         extract(make_config(attribution={"method": method}))
     with pytest.raises(StoreError, match="threads_per_actor: 1 in the store, 2 asked"):
@@ -102,7 +102,7 @@ def test_store_of_another_config_is_refused_with_the_difference(make_config: Mak
 def test_places_and_numbers_of_actors_do_not_make_another_store(
     make_config: MakeConfig, packed: Path, tmp_path: Path
 ) -> None:
-    method = {"name": "integrated_gradients", "options": {"steps": 2, "baseline": "zeros"}}
+    method = {"name": "integrated_gradients", "options": {"steps": 2, "points": "uniform", "baseline": "zeros"}}
     first, shards = make_plan(make_config())
     assert open_store(first, shards, {"device": "cpu"}) == {"device": "cpu"}
     # A store keeps the kind of device that it was made with.
