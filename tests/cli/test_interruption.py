@@ -86,7 +86,7 @@ def test_a_training_is_left_in_order_and_goes_on(tmp_path: Path, ray_cluster: ob
     group = {
         "architecture": {"name": "topk", "options": {"modes": 16, "k": 2}},
         "quantities": ["contribution-positive"],
-        "training": {"epochs": 12_000, "batch_size": 128},
+        "training": {"epochs": 4_000, "batch_size": 128},
     }
     changes = {
         "run": {"directory": "run"},
@@ -103,7 +103,7 @@ def test_a_training_is_left_in_order_and_goes_on(tmp_path: Path, ray_cluster: ob
     config.write_text(yaml.safe_dump(digits_values(changes)))
     assert main(["extract", str(config)]) == 0
     before = set(offline_files(run))
-    code, lines = interrupt(["train", str(config)], r"train: \d+,\d+ of 12,000", [signal.SIGTERM, signal.SIGTERM])
+    code, lines = interrupt(["train", str(config)], r"train: \d+,\d+ of 4,000", [signal.SIGTERM, signal.SIGTERM])
     assert code == 143, lines
     assert lines[-1].startswith("ended by SIGTERM: ")
     assert all(line.startswith("train: ") for line in lines[:-1]), lines
@@ -127,5 +127,5 @@ def test_a_training_is_left_in_order_and_goes_on(tmp_path: Path, ray_cluster: ob
         if any(name.endswith("/ev") for name in entry.get("metrics", {}))
     ]
     assert epochs == sorted(set(epochs))
-    assert epochs[-1] == 12_000
+    assert epochs[-1] == 4_000
     assert set(logged) == set(epochs)
