@@ -19,7 +19,7 @@ from codec_dist.attribution.errors import AttributionError, NotFiniteError, requ
 from codec_dist.attribution.evaluation import Evaluation
 from codec_dist.attribution.folding import FoldPair, find_foldable, laid_out, prepared, unwatched
 from codec_dist.attribution.fused import can_fuse
-from codec_dist.attribution.interval_errors import IntervalErrors, measure_intervals
+from codec_dist.attribution.interval_errors import IntervalErrors, affordable_bytes, measure_intervals
 from codec_dist.attribution.memory import (
     FILL_BYTES,
     SPARE_FACTOR,
@@ -125,7 +125,7 @@ class Attributor:
         targets = [TopK()] if target is None else [target] if isinstance(target, Target) else target
         self.targets: tuple[Target, ...] = tuple(targets)
         self.path_choice: PathChoice | None = None
-        self.microbatch = microbatch
+        self.microbatch = self._given_microbatch = microbatch
         self._memory, self._halve = memory, halve
         # Images times points that pass together where no microbatch is given.
         self._fill = 1
@@ -192,6 +192,7 @@ class Attributor:
         """The same engine with another method; what was found out about the model is kept."""
         changed = copy.copy(self)
         changed.method, changed.path_choice = method, None
+        changed.microbatch = self._given_microbatch
         return changed
 
     def bytes_per_image(self, device: str, *, steps: int | None = None) -> int:
@@ -268,14 +269,17 @@ class Attributor:
         self.probe(images)
         sites = {key.site: str(key) for key in self.keys if self._settings.cuts[key.site]}
         with self._ready(images, labels) as (evaluation, images, labels):
-            start = self.method.baseline.start(images)
+            start, kept = self.method.baseline.start(images), affordable_bytes(images.device)
             while True:
                 try:
-                    return measure_intervals(evaluation, images, labels, start, fractions, sites)
+                    return measure_intervals(evaluation, images, labels, start, fractions, sites, kept)
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
                     self._lower(evaluation, 1, images.device, error)
+                    kept //= 2
+                    if images.is_cuda:
+                        torch.cuda.empty_cache()
 
     def maps(
         self, images: Images, channels: Mapping[str, Sequence[int]], labels: Labels | None = None
@@ -310,30 +314,34 @@ class Attributor:
         if labels is not None and len(labels) != len(images):
             raise AttributionError(f"{len(labels)} labels were given for {len(images)} images")
         self.probe(images)
-        self._check_refinement()
+        self._check_path()
         if isinstance(self.method, IntegratedGradients) and self.method.is_open:
             some = None if labels is None else labels[:PROBE_IMAGES]
             try:
-                self.path_choice = choose_path(self, images[:PROBE_IMAGES], some)
+                # Another engine: what memory the dense path takes is not what a call takes.
+                self.path_choice = choose_path(self.with_method(self.method), images[:PROBE_IMAGES], some)
             except NotFiniteError:
                 # A path of one step tells which layer it is.
                 self.with_method(self.method.with_points((0.0, 1.0)).with_adaptive(None))(images, labels)
                 raise
             self.method = self.method.with_points(self.path_choice.fractions)
 
-    def _check_refinement(self) -> None:
+    def _check_path(self) -> None:
         """Refuse to refine paths where nothing tells their errors, or where images do not have paths of their own."""
-        if not isinstance(self.method, IntegratedGradients) or self.method.adaptive is None:
+        if not isinstance(self.method, IntegratedGradients):
+            return
+        if self._allow_mixing and (self.method.learns_points or self.method.adaptive is not None):
+            setting = "points `learned`" if self.method.learns_points else "adaptive"
+            raise AttributionError(
+                f"integrated_gradients: {setting} need images that do not influence each other, which allow_mixing "
+                "does not ask for: set points to uniform, and leave adaptive out"
+            )
+        if self.method.adaptive is None:
             return
         if not any(self.cuts.values()):
             raise AttributionError(
                 "integrated_gradients: adaptive needs a cut layer, through which every path passes, and none of "
                 f"{', '.join(self.layers[:3])} is one: add a layer such as a block's output, or leave adaptive out"
-            )
-        if self._allow_mixing:
-            raise AttributionError(
-                "integrated_gradients: adaptive gives each image points of its own, which allow_mixing rules out: "
-                "leave one of them out"
             )
 
     @contextmanager
@@ -491,7 +499,8 @@ class Attributor:
         if not isinstance(method, IntegratedGradients) or not (keeps_all or method.adaptive):
             return 0
         most = method.most_steps if steps is None else steps
-        return 0 if most is None else most + 1
+        # Where images have points of their own, their sums are running ones beside the points.
+        return 0 if most is None else most + (3 if method.adaptive else 1)
 
 
 def _layout(optimizations: Optimizations, images: Images) -> torch.memory_format:

@@ -14,13 +14,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from codec_dist.attribution.errors import AttributionError
 from codec_dist.attribution.evaluation import Evaluation, Point
+from codec_dist.attribution.path_points import GivenPoints
 from codec_dist.attribution.results import relative_residual
 from codec_dist.models.layers import LayerKey
+from codec_dist.utils import available_memory
 
-# Bytes of h and g that are kept at once; more layers than fit are measured in further walks.
-KEPT_BYTES = {"cpu": 1 << 30, "cuda": 1 << 33}
+# Bytes of h and g that are kept at once, and no more than this part of what is free; more layers than fit are measured
+# in further walks.
+KEPT_BYTES, KEPT_PART = {"cpu": 1 << 30, "cuda": 1 << 33}, 1 / 8
 
 
 class Place(NamedTuple):
@@ -106,10 +108,11 @@ def measure_intervals(
     start: Float[Tensor, "starts ..."],
     fractions: Sequence[float],
     sites: Mapping[LayerKey, str],
+    kept_bytes: int | None = None,
 ) -> IntervalErrors:
     """Walk over a dense path, image by image, and compare every two points of it.
 
-    Costs an evaluation of each point for each image, and as many again for every ``KEPT_BYTES`` that h and g of all
+    Costs an evaluation of each point for each image, and as many again for every ``kept_bytes`` that h and g of all
     points fill beyond the first.
 
     Args:
@@ -119,24 +122,31 @@ def measure_intervals(
         start: where it begins, for all images or for each.
         fractions: α of the points, from 0 to 1, ascending.
         sites: the cut layers and their names; empty: the images themselves take their place.
+        kept_bytes: of h and g that may be kept at once, of one layer at least; default: see :func:`affordable_bytes`.
 
     Raises:
-        AttributionError: fewer than two points.
+        AttributionError: the points do not ascend from 0 to 1.
     """
-    if len(fractions) < 2 or fractions[0] != 0 or fractions[-1] != 1:
-        raise AttributionError("a dense path needs the points 0 and 1")
+    GivenPoints(list(fractions))
+    kept_bytes = affordable_bytes(images.device) if kept_bytes is None else kept_bytes
     errors, changes = [], []
     for number in range(len(images)):
         image = images[number : number + 1]
         label = None if labels is None else labels[number : number + 1]
         evaluation.begin(image, label)
         one = start[number : number + 1] if len(start) > 1 else start
-        found = [_of_path(path) for path in _paths(evaluation, image, one, fractions, sites)]
+        found = [_of_path(path) for path in _paths(evaluation, image, one, fractions, sites, kept_bytes)]
         errors.append(torch.stack([each for each, _ in found]))
         changes.append(torch.stack([change for _, change in found]))
     names = list(sites.values()) or ["input"]
     places = tuple(Place(name, target.name) for name in names for target in evaluation.targets)
     return IntervalErrors(tuple(fractions), places, torch.stack(errors, dim=1), torch.stack(changes, dim=1))
+
+
+def affordable_bytes(device: torch.device) -> int:
+    """How much of h and g may be kept on a device now."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    return min(KEPT_BYTES.get(device.type, KEPT_BYTES["cpu"]), int(KEPT_PART * free))
 
 
 class _Path(NamedTuple):
@@ -150,9 +160,10 @@ class _Path(NamedTuple):
 def _of_path(path: _Path) -> tuple[Float[Tensor, "points points"], Float[Tensor, ""]]:
     """Errors of every interval, and the change of the target."""
     # Changes of h first: differences of products would lose what neighbouring points have in common.
-    products = (path.gradients @ path.hidden.diff(dim=0).T).double()
+    # On the CPU: on GPUs cumulative sums have no deterministic form.
+    products = (path.gradients @ path.hidden.diff(dim=0).T).double().cpu()
     # upto[a, b] = g_a · (h_b - h_0)
-    upto = torch.nn.functional.pad(products.cumsum(dim=1), (1, 0)).cpu()
+    upto = torch.nn.functional.pad(products.cumsum(dim=1), (1, 0))
     own = upto.diagonal()
     targets = path.targets.double().cpu()
     contributions = 0.5 * (upto - own[:, None] + own[None, :] - upto.T)
@@ -165,6 +176,7 @@ def _paths(
     start: Float[Tensor, "one ..."],
     fractions: Sequence[float],
     sites: Mapping[LayerKey, str],
+    kept_bytes: int,
 ) -> Iterator[_Path]:
     """The path of every layer and target; layer after layer, so that memory is bounded."""
     if not sites:
@@ -176,7 +188,7 @@ def _paths(
         points: list[Point] = []
         for point in _walk(evaluation, image, start, fractions):
             if not points:
-                group = _fitting(point, remaining, len(fractions))
+                group = _fitting(point, remaining, len(fractions), kept_bytes)
             kept = {site: point.hidden[site].clone() for site in group}
             slopes = tuple({site: each[site].clone() for site in group} for each in point.gradients)
             points.append(Point(point.output, point.targets, kept, slopes))
@@ -217,14 +229,13 @@ def _walk(
         yield from evaluation.at(*inputs)
 
 
-def _fitting(point: Point, sites: Sequence[LayerKey], points: int) -> list[LayerKey]:
+def _fitting(point: Point, sites: Sequence[LayerKey], points: int, kept_bytes: int) -> list[LayerKey]:
     """As many of the first sites as may be kept at all points, at least one."""
-    budget = KEPT_BYTES.get(point.output.device.type, KEPT_BYTES["cpu"])
     group, kept = [sites[0]], 0
     for site in sites:
         tensor = point.hidden[site]
         kept += points * (1 + len(point.gradients)) * tensor.numel() * tensor.element_size()
-        if kept > budget:
+        if kept > kept_bytes:
             break
         if site != sites[0]:
             group.append(site)

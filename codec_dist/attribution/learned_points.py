@@ -28,7 +28,7 @@ SATURATION = 0.5
 CHANCE_WEIGHT = 3.0
 # Share of the worst place beside the mean over places.
 WORST_SHARE = 0.5
-# Below, points are not moved one by one, and nothing is judged on images that were not seen.
+# Below, nothing is learned, and fixed rules are judged on the images themselves.
 FEWEST_IMAGES = 4
 # Relative errors that stand for infinite ones.
 LARGEST = 1e3
@@ -61,8 +61,9 @@ def learn_points(errors: IntervalErrors, steps: int) -> Learned:
     """The points of a dense path between which contributions add up best, over all places and images.
 
     Learned points are taken if, learned on each half of the images, they serve better on the other half than points
-    of a fixed rule; so a probe that is too small to learn from does no harm. On the images themselves they are never
-    worse than uniform points: by the median over images, neither in the worst place nor in the mean over places.
+    of a fixed rule; from fewer than ``FEWEST_IMAGES`` nothing is learned. On the images themselves they are never worse
+    than uniform points: by the median over images, neither in the worst place nor in the mean over places. Where
+    nothing serves better, points are uniform.
 
     Args:
         errors: of the dense path; where uniform points are not among its points, the nearest stand for them.
@@ -79,13 +80,14 @@ def learn_points(errors: IntervalErrors, steps: int) -> Learned:
     uniform = RULES["uniform"](relative, errors.fractions, steps)
     found = []
     for name, rule in RULES.items():
-        points = rule(relative, errors.fractions, steps)
-        if images < FEWEST_IMAGES and rule is _adjusted:
+        if images < FEWEST_IMAGES and rule in (_adjusted, _spread):
             continue
+        points = rule(relative, errors.fractions, steps)
         if name == "uniform" or _no_worse(errors, points, uniform):
             expected = _crossed(errors, relative, steps, rule)
             found.append(Learned(points, name, expected, median_residuals(errors, uniform)))
-    return min(found, key=lambda each: float(each.expected.mean() + WORST_SHARE * each.expected.max()))
+    # Of equals the first, which is uniform; rounding is no gain.
+    return min(found, key=lambda each: round(float(each.expected.mean() + WORST_SHARE * each.expected.max()), 9))
 
 
 def median_residuals(errors: IntervalErrors, points: Points) -> Float[Tensor, "places"]:
@@ -127,7 +129,10 @@ def _adjusted(relative: Float[Tensor, "places images points points"], fractions:
 
 def _spread(relative: Float[Tensor, "places images points points"], fractions: Sequence[float], steps: int) -> Points:
     """Points with the least sum of squared errors, which is what the residual's square is where signs are random."""
-    return _cheapest_path(relative.square().quantile(0.5, dim=1).mean(dim=0), steps)
+    alphas = torch.tensor(fractions, dtype=relative.dtype)
+    # Where nothing else tells them apart, intervals are of equal width.
+    width = 1e-9 * (alphas[None, :] - alphas[:, None]).square()
+    return _cheapest_path(relative.square().quantile(0.5, dim=1).mean(dim=0) + width, steps)
 
 
 def _power(exponent: float) -> Rule:
@@ -138,11 +143,11 @@ def _power(exponent: float) -> Rule:
 
 
 RULES: dict[str, Rule] = {
-    "learned": _adjusted,
-    "least squares": _spread,
     "uniform": _power(1.0),
     "square": _power(2.0),
     "cubic": _power(3.0),
+    "least squares": _spread,
+    "learned": _adjusted,
 }
 
 
@@ -189,26 +194,6 @@ def _relocated(relative: Tensor, squares: Tensor, points: Sequence[int], point: 
 def _objective_at(relative: Tensor, points: Sequence[int]) -> float:
     errors = relative[:, :, list(points[:-1]), list(points[1:])]
     return float(_objective(errors.sum(dim=2, keepdim=True), errors.square().sum(dim=2, keepdim=True)))
-
-
-def _best_between(relative: Tensor, sizes: Tensor, points: Sequence[int], place: int) -> int:
-    """The best place of one point between its neighbours; where it is now if none is better."""
-    lower, here, upper = points[place - 1 : place + 2]
-    candidates = list(range(lower + 1, upper))
-    if len(candidates) == 1:
-        return here
-    others = [pair for pair in pairwise(points) if here not in pair]
-    below, above = [pair[0] for pair in others], [pair[1] for pair in others]
-    sums = [
-        each[:, :, below, above].sum(dim=2, keepdim=True)
-        + each[:, :, lower, candidates]
-        + each[:, :, candidates, upper]
-        for each in (relative, sizes)
-    ]
-    found = _objective(*sums)
-    best = int(found.argmin())
-    # Rounding must not let points wander for ever.
-    return candidates[best] if found[best] < found[candidates.index(here)] - 1e-9 else here
 
 
 def _cheapest_path(cost: Float[Tensor, "points points"], steps: int) -> Points:

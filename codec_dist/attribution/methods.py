@@ -151,7 +151,9 @@ class IntegratedGradients(Method):
             AttributionError: they are still to be chosen.
         """
         if not isinstance(self.steps, int):
-            raise AttributionError("integrated_gradients: steps are `auto`: choose them with choose_path(attributor)")
+            raise AttributionError(
+                "integrated_gradients: steps are `auto`: choose them with choose_path(attributor, images)"
+            )
         return self.points.fractions(self.steps)
 
     @property

@@ -25,6 +25,8 @@ LEARNED_LADDER = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 6
 # The dense path from which points are learned: its intervals grow with α as the target's change falls. The points
 # below the second are left out: they lie within 1/30,000 of the baseline.
 DENSE_STEPS, DENSE_EXPONENT, DENSE_FIRST = 64, 3.0, 2
+# Twice as many as the steps, up to this number.
+MOST_DENSE_STEPS = 128
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,12 @@ def choose_path(
 
 def dense_path(steps: int | None = None) -> Fractions:
     """α of the dense path from which points are learned, with the uniform points of ``steps`` among its points."""
-    cubic = PowerPoints(DENSE_EXPONENT).fractions(max(DENSE_STEPS, 2 * (steps or 0)))
-    uniform = UniformPoints().fractions(steps) if steps else ()
+    steps = steps or 0
+    cubic = PowerPoints(DENSE_EXPONENT).fractions(
+        max(DENSE_STEPS, min(2 * steps, MOST_DENSE_STEPS), steps + DENSE_FIRST)
+    )
+    # Among so many the nearest ones stand for the others.
+    uniform = UniformPoints().fractions(steps) if 0 < steps <= DENSE_STEPS else ()
     return tuple(sorted({0.0, *cubic[DENSE_FIRST:], *uniform}))
 
 
@@ -122,7 +128,8 @@ def choose_from(errors: IntervalErrors, method: IntegratedGradients) -> PathChoi
         chosen = _learn(errors, steps)
         measured.append((steps, chosen.residual))
         if chosen.residual < method.tolerance:
-            return replace(chosen, measured=tuple(measured), tolerance=method.tolerance)
+            # The dense path does not hold as many uniform points, which would be compared.
+            return replace(chosen, uniform=None, measured=tuple(measured), tolerance=method.tolerance)
     raise _not_reached(steps, chosen.residual, chosen.layer, method.tolerance)
 
 

@@ -2,8 +2,8 @@
 
 At a cut layer the error of every interval of the path is known (see :mod:`codec_dist.attribution.interval_errors`), so
 an image whose residual is too large gets another point in the middle of its worst interval, again and again. Images
-decide for themselves: what is found for one does not depend on the others of its batch. h and g of all points are kept
-until the image's sum is taken, because any interval may be the next to be divided: ``most + 1`` points at most.
+decide for themselves: what is found for one depends on the others of its batch by rounding alone. h and g of all points
+are kept until the image's sum is taken, because any interval may be the next to be divided: ``most + 1`` points at most.
 """
 
 import math
@@ -19,10 +19,13 @@ from torch import Tensor
 
 from codec_dist.attribution.errors import AttributionError, require_whole
 from codec_dist.attribution.evaluation import Evaluation, Point
-from codec_dist.attribution.path_sums import HiddenTotal, PathSum
+from codec_dist.attribution.outputs import widened
+from codec_dist.attribution.path_sums import HiddenTotal, PathSum, RunningSum
 from codec_dist.attribution.reductions import Reduction, Split
 from codec_dist.models.layers import LayerKey
 
+# A change of the target below this part of its value counts as one of this size: there is nothing to explain.
+SMALLEST_CHANGE = 1e-6
 # Intervals this narrow are not divided any more: the target jumps there.
 NARROWEST = 2.0**-20
 
@@ -113,7 +116,9 @@ class ImagePaths:
         sites = list(self._points[0].hidden)
         totals: list[dict[LayerKey, HiddenTotal]] = []
         for target in range(len(self._evaluation.targets)):
-            sums = [{site: self._sum(images, site, target, make()) for site in sites} for images in groups.values()]
+            # A sum that keeps its points would keep copies of them where an image's points are rows of several.
+            kind = make if len(groups) == 1 else RunningSum
+            sums = [{site: self._sum(images, site, target, kind()) for site in sites} for images in groups.values()]
             order = torch.tensor([image for images in groups.values() for image in images], device=self._images.device)
             totals.append({site: _joined([each[site] for each in sums], order) for site in sites})
         return totals
@@ -165,9 +170,11 @@ class ImagePaths:
 
             ends = [[self._paths[image][end] for image in images] for end in (0, -1)]
             first, last, below, above = (self._gather(some, value).double() for some in (*ends, lower, upper))
+            floor = SMALLEST_CHANGE * last.abs().maximum(first.abs())
             for site in self._evaluation.cuts:
                 total = self._trapezoid(lower, upper, site, target).double()
-                errors.append((total - (above - below)) / (last - first).abs())
+                error = total - (above - below)
+                errors.append(torch.where(error == 0, 0, error / (last - first).abs().maximum(floor)))
         found = torch.stack(errors, dim=1).cpu()
         for (image, below_point, above_point), error in zip(intervals, found, strict=True):
             self._errors[image][below_point.fraction, above_point.fraction] = error
@@ -179,10 +186,9 @@ class ImagePaths:
         found = []
         for below, above in zip(lower, upper, strict=True):
             low, high = self._points[below.number], self._points[above.number]
-            change = high.hidden[site][above.row] - low.hidden[site][below.row]
-            slope = high.gradients[target][site][above.row] + low.gradients[target][site][below.row]
-            wide = torch.promote_types(change.dtype, torch.float32)
-            found.append(0.5 * (change.to(wide) * slope.to(wide)).sum())
+            change = widened(high.hidden[site][above.row]) - widened(low.hidden[site][below.row])
+            slope = widened(high.gradients[target][site][above.row]) + widened(low.gradients[target][site][below.row])
+            found.append(0.5 * (change * slope).sum())
         return torch.stack(found)
 
     def _sum(self, images: Sequence[int], site: LayerKey, target: int, total: PathSum) -> PathSum:

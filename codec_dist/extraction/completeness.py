@@ -1,5 +1,6 @@
 """How far the stored contributions are from adding up, layer by layer, and what to do where that is too far."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class Completeness:
 
     @classmethod
     def of(cls, tables: Iterable[pa.Table]) -> "Completeness":
-        """Of a store's tables of samples; 4 bytes per image and layer are kept meanwhile."""
+        """Of a store's tables of samples; 8 bytes per image and layer are kept meanwhile."""
         columns: dict[str, list[np.ndarray]] = defaultdict(list)
         for table in tables:
             change = np.abs(table["target_value"].to_numpy() - table["baseline_value"].to_numpy())
@@ -53,13 +54,16 @@ class Completeness:
 
     @property
     def worst(self) -> tuple[str, float] | None:
-        """The layer with the largest residual; None where no layer has one."""
-        return max(self.residuals.items(), key=lambda item: item[1], default=None)
+        """The layer with the largest residual, of those that have one; None where no layer has."""
+        known = [item for item in self.residuals.items() if math.isfinite(item[1])]
+        return max(known, key=lambda item: item[1], default=None)
 
     def lines(self, config: Config) -> list[str]:
         """What a user should know: the residual of every layer, and a warning where one is large."""
-        if self.worst is None:
+        if not self.residuals:
             return []
+        if self.worst is None:
+            return ["warning: the target does not change between baseline and image: there is nothing to add up to"]
         layer, residual = self.worst
         by_layer = ", ".join(f"{name} {value:.1%}" for name, value in self.residuals.items())
         lines = [f"contributions miss by (median over images of the relative residual): {by_layer}"]
@@ -79,8 +83,11 @@ def _advice(config: Config) -> str:
     if not isinstance(method, IntegratedGradients):
         return "use integrated_gradients"
     where = "attribution.method.options"
+    if method.steps == "auto":
+        return f"lower {where}.tolerance"
     if not method.learns_points and method.adaptive is None:
-        return f"set {where}.points to learned, raise {where}.steps, or set {where}.adaptive"
+        learn = f"set {where}.points to learned, " if isinstance(method.steps, int) and method.steps > 1 else ""
+        return f"{learn}raise {where}.steps, or set {where}.adaptive"
     if method.adaptive is None:
         return f"raise {where}.steps, or set {where}.adaptive to {{tolerance: 0.1, most: 30}}"
     return f"raise {where}.adaptive.most, or lower its tolerance"

@@ -15,6 +15,7 @@ from codec_dist.attribution import (
     DataStatistics,
     IntegratedGradients,
     IntervalErrors,
+    NotFiniteError,
     PathChoice,
     choose_from,
     choose_path,
@@ -125,8 +126,16 @@ class TrySteps:
         batches = [batch for batch, _ in read if batch is not None]
         if not batches:
             raise ExtractionError(f"no image of {self.plan.location} can be used to choose steps: {read[0][1]}")
-        images = torch.cat([batch.images for batch in batches])
-        return Chosen(choose_path(attributor, images, torch.cat([batch.labels for batch in batches])))
+        images, labels = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("images", "labels"))
+        while True:
+            try:
+                return Chosen(choose_path(attributor, images, labels))
+            except NotFiniteError as error:
+                # Such samples are dropped by the extraction, too.
+                kept = [place for place in range(len(images)) if place not in set(error.samples)]
+                if not kept:
+                    raise
+                images, labels = images[kept], labels[kept]
 
 
 def resolve_points(plan: Plan, shards: Sequence[ShardInfo], device: str) -> tuple[Plan, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from codec_dist.attribution import (
     IntegratedGradients,
     NotFiniteError,
     Optimizations,
+    UniformPoints,
 )
 from codec_dist.config import Choice, Config
 from codec_dist.extraction.agreement import NOTHING_EXPECTED, Expectation
@@ -141,22 +143,31 @@ def make_plan(config: Config) -> tuple[Plan, tuple[ShardInfo, ...]]:
 def with_stored_points(plan: Plan) -> Plan:
     """The plan with the path points of the store that is there, where the config leaves them to measuring.
 
-    Without points in a store its other settings differ, too, and are compared elsewhere.
+    A store without any is left to the comparison of identities.
 
     Raises:
-        ExtractionError: the store's points are none.
+        ExtractionError: the store's points cannot be those of the config.
     """
+    method = open_method(plan.config)
     attribution = ContributionStore(plan.store).identity.get("attribution")
     stored: Any = attribution.get("path_points") if isinstance(attribution, Mapping) else None
-    if open_method(plan.config) is None or stored is None:
+    if method is None or stored is None:
         return plan
     try:
-        return replace(plan, fractions=tuple(GivenPoints(stored).values))
+        points = tuple(GivenPoints(stored).values)
     except AttributionError as error:
-        raise ExtractionError(
-            f"the store {plan.store} does not say at which points of the path it was made ({stored!r}): restore it "
-            "from a copy, or remove it"
-        ) from error
+        raise no_points(plan.store, stored) from error
+    if isinstance(method.steps, int) and len(points) != method.steps + 1:
+        raise no_points(plan.store, stored)
+    return replace(plan, fractions=points)
+
+
+def no_points(store: str, stored: object) -> ExtractionError:
+    """The error where a store does not say what it must."""
+    return ExtractionError(
+        f"the store {store} does not say at which points of the path it was made ({stored!r}): restore it from a copy, "
+        "or remove it"
+    )
 
 
 def _expectation(config: Config, index: ShardIndex, loaded: LoadedModel) -> Expectation:
@@ -230,6 +241,11 @@ def build_attributor(
     method = METHODS.build(section.method.name, section.method.options)
     choices = (section.target, *section.further_targets)
     targets = [TARGETS.build(choice.name, choice.options) for choice in choices]
+    if section.allow_mixing and isinstance(method, IntegratedGradients) and method.learns_points:
+        raise ExtractionError(
+            "attribution.method.options.points `learned` need images that do not influence each other, which "
+            "attribution.allow_mixing does not ask for: set points to uniform"
+        )
     if isinstance(method, IntegratedGradients) and method.is_open and not keep_open:
         method = method.with_points(fractions or TRIAL_PATH)
     if needs_statistics(config):
@@ -355,19 +371,26 @@ def _spelled_out(registry: Registry[Any], choice: Choice) -> dict[str, Any]:
     options = defaults | choice.options
     if choice.name == "integrated_gradients":
         options["baseline"] = _spelled_out(BASELINES, _as_choice(options["baseline"]))
-        options["points"] = _spelled_out_points(options["points"])
         given: dict[str, Any] = dict(choice.options)
         method = IntegratedGradients(**given)
+        options["points"] = _spelled_out_points(method, options["points"])
         options["steps"] = method.steps
         if method.steps != "auto":
             del options["tolerance"]
         options["adaptive"] = None if method.adaptive is None else asdict(method.adaptive)
+        if method.adaptive is not None and math.isinf(method.adaptive.tolerance):
+            raise ExtractionError(
+                "attribution.method.options.adaptive: an infinite tolerance refines nothing: leave it out"
+            )
     spelled = {"name": choice.name, "options": _with_contents(options)}
     return spelled if ":" not in choice.name else {**spelled, "code": _code(choice.name)}
 
 
-def _spelled_out_points(value: Any) -> Any:
-    return list(value) if isinstance(value, list | tuple) else _spelled_out(POINTS, _as_choice(value))
+def _spelled_out_points(method: IntegratedGradients, value: Any) -> Any:
+    """The points that the method takes of what a config says: one step, for example, has none to learn."""
+    if isinstance(method.points, GivenPoints):
+        return list(method.points.values)
+    return _spelled_out(POINTS, _as_choice("uniform" if isinstance(method.points, UniformPoints) else value))
 
 
 def _as_choice(value: Any) -> Choice:

@@ -22,6 +22,8 @@ from codec_dist.extraction.plan import (
     build_attributor,
     needs_labels,
     needs_statistics,
+    no_points,
+    open_method,
     open_store,
     pin_numerics,
     with_stored_points,
@@ -51,6 +53,8 @@ def settle(plan: Plan, shards: Sequence[ShardInfo]) -> tuple[Plan, str]:
     if plan.store_exists:
         plan = with_stored_points(plan)
         settings = open_store(plan, shards)
+        if plan.fractions is None and open_method(plan.config) is not None:
+            raise no_points(plan.store, None)
     device = _settle_device(plan, settings)
     plan = replace(plan, optimizations=_resolve_optimizations(plan, shards, settings, device))
     plan, sizes = settle_microbatch(plan, settings, device)

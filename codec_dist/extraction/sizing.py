@@ -29,7 +29,7 @@ COPIES_OF_ROWS = 2
 # Microbatches of images beside those that wait: computed, finished but not yet taken, and being made (twice).
 BATCHES_IN_THE_MAKING = 4
 
-# Where steps are chosen by measuring, on a GPU that keeps all points of the path until it reads them.
+# Where steps are chosen by measuring, and all points of the path are kept until their sum is taken.
 ASSUMED_STEPS = 64
 
 
@@ -90,8 +90,9 @@ def measure_needs(
     largest = max(shard.samples for shard in shards)
     rows = SHARDS_AT_ONCE * COPIES_OF_ROWS * largest * sum(attributor.channels.values()) * quantities * size
     at_rest = Needs(PROCESS_BYTES + model + rows, waiting)
-    passing = attributor.bytes_per_image("cpu")
-    on_gpu = attributor.bytes_per_image("cuda", steps=steps or ASSUMED_STEPS)
+    adaptive = getattr(attributor.method, "adaptive", None)
+    most = steps or max(ASSUMED_STEPS, adaptive.most if adaptive is not None else 0)
+    passing, on_gpu = (attributor.bytes_per_image(device, steps=most) for device in ("cpu", "cuda"))
     return {
         "cpu": ActorNeeds(Needs(at_rest.fixed, waiting + passing)),
         "cuda": ActorNeeds(at_rest, Needs(CONTEXT_BYTES + model, on_gpu)),
