@@ -2,8 +2,9 @@
 
 At a cut layer the error of every interval of the path is known (see :mod:`codec_dist.attribution.interval_errors`), so
 an image whose residual is too large gets another point in the middle of its worst interval, again and again. Images
-decide for themselves: what is found for one depends on the others of its batch by rounding alone. h and g of all points
-are kept until the image's sum is taken, because any interval may be the next to be divided: ``most + 1`` points at most.
+decide for themselves: what is found for one depends on the others of its batch by rounding alone. h and g of all
+points are kept until the image's sum is taken, because any interval may be the next to be divided: ``most + 1`` points
+at most.
 """
 
 import math

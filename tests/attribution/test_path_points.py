@@ -215,6 +215,36 @@ def test_where_the_target_hardly_changes_uniform_points_serve() -> None:
     assert result.target_value.tolist() == result.baseline_value.tolist()
 
 
+def test_where_nothing_serves_better_points_are_uniform() -> None:
+    torch.manual_seed(0)
+    net, images = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)).double(), torch.randn(8, 4).double()
+    choice = choose_path(Attributor(net, ["0"], IntegratedGradients(8), TopK(frozen=True)), images)
+    assert choice.fractions == UniformPoints().fractions(8)
+
+
+def test_a_probe_too_small_to_learn_from_gives_points_of_a_rule() -> None:
+    net = small_net(5)
+    image = 3 * torch.randn(1, 4).double()
+    choice = choose_path(Attributor(net, ["0", "2"], IntegratedGradients(6), TopK(frozen=True)), image)
+    rules = [UniformPoints(), PowerPoints(2.0), PowerPoints(3.0)]
+    furthest = [
+        max(abs(found - wanted) for found, wanted in zip(choice.fractions, rule.fractions(6), strict=True))
+        for rule in rules
+    ]
+    assert min(furthest) < 0.03
+
+
+def test_the_memory_of_learning_does_not_bound_what_follows(cnn: Pair) -> None:
+    model, images = cnn
+    budget, adaptive = 4_000_000, {"tolerance": 0.01, "most": 20}
+    learning = Attributor(model, ["blocks"], IntegratedGradients(3, adaptive=adaptive), memory=budget)
+    learning(images)
+    given = IntegratedGradients(points=[0, 0.1, 0.5, 1], adaptive=adaptive)
+    direct = Attributor(model, ["blocks"], given, memory=budget)
+    direct(images)
+    assert learning.microbatch == direct.microbatch
+
+
 def test_learning_needs_as_many_dense_points() -> None:
     errors = Attributor(small_net(1), ["0"], IntegratedGradients(2)).interval_errors(
         torch.randn(4, 4).double(), [0.0, 0.5, 1.0]

@@ -1,6 +1,7 @@
 """Points of the path are learned on images of the fit part, once per store, and every image's refinement is its own."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from codec_dist.cluster_runtime import Session
 from codec_dist.config import Config
 from codec_dist.extraction import ExtractionError, extract
 from codec_dist.extraction.path_choice import choose_probe
-from codec_dist.extraction.plan import make_plan
+from codec_dist.extraction.plan import make_plan, open_store
+from codec_dist.extraction.settling import settle
 from codec_dist.models import load_model
 from codec_dist.shards import load_index, make_split, read_shard
 from codec_dist.store import ContributionStore, StoreError
@@ -139,12 +141,11 @@ def test_bad_settings_of_the_path_are_refused_before_anything_is_made(
     assert not (Path(config.run.directory) / "store").exists()
 
 
-def test_a_store_whose_points_are_damaged_is_refused(make_config: MakeConfig, ray_cluster: Session) -> None:
+@pytest.mark.parametrize("points", [[0.5, 0.7, 1.0], [0.0, 0.2, 0.4, 1.0], "learned", None], ids=str)
+def test_a_store_whose_points_cannot_be_its_own_is_refused(make_config: MakeConfig, points: object) -> None:
     config = make_config(attribution=_with({"steps": 2}))
-    extract(config)
-    group = Path(config.run.directory) / "store" / "arrays.zarr" / "zarr.json"
-    text = group.read_text()
-    place = text.index("path_points")
-    group.write_text(text[:place] + text[place:].replace("0.0,", "0.5,", 1))
-    with pytest.raises((ExtractionError, StoreError)):
-        make_plan(config)
+    plan, shards = make_plan(config)
+    attribution = {**plan.identity["attribution"], **({} if points is None else {"path_points": points})}
+    open_store(replace(plan, identity={**plan.identity, "attribution": attribution}), shards, {"device": "cpu"})
+    with pytest.raises(ExtractionError, match="does not say at which points of the path"):
+        settle(*make_plan(config))
