@@ -30,7 +30,9 @@ def _with(options: dict[str, object]) -> dict[str, object]:
     return {"layers": ["blocks.3", "blocks.5"], "method": method, "microbatch": 8}
 
 
-REFINED = _with({"steps": 3, "adaptive": {"tolerance": 1e-4, "most": 7}})
+# Random weights leave one kink at the same place of every path, so all images are refined alike.
+POINTS, ADAPTIVE = [0, 0.1, 0.4, 1], {"tolerance": 0.01, "most": 7}
+REFINED = _with({"points": POINTS, "adaptive": ADAPTIVE})
 
 
 @pytest.fixture(scope="module")
@@ -59,41 +61,43 @@ def test_the_probe_is_of_the_fit_part(refined: Config) -> None:
 
 def test_refined_contributions_are_those_of_each_image_alone(refined: Config) -> None:
     store = _store(refined)
-    points = store.identity["attribution"]["path_points"]
-    assert len(points) == 4
     loaded, index = load_model(refined.model, seed=refined.run.seed), load_index(refined.data.shards)
     samples = [sample for shard in index.shards for sample in read_shard(index.location, shard)][:12]
-    method = IntegratedGradients(points=points, adaptive={"tolerance": 1e-4, "most": 7})
+    method = IntegratedGradients(points=POINTS, adaptive=ADAPTIVE)
     attributor = Attributor(loaded.module, ["blocks.3", "blocks.5"], method)
     alone = [attributor(loaded.preprocessing(sample.image)[None]) for sample in samples]
     found = store.samples["path_steps"].to_pylist()[:12]
     assert found == [int(result.steps) for result in alone]
-    assert min(found) >= 3
-    assert 3 < max(found) <= 7
+    assert all(3 < steps <= 7 for steps in found)
     for layer in store.layers:
         values = torch.cat([result[layer].positive for result in alone]).numpy()
         stored = store.read(layer, "contribution-positive")[:12]
         np.testing.assert_allclose(stored, values, rtol=1e-3, atol=1e-5 * values.max())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("attribution", [REFINED, _with({"steps": 3})], ids=["refined", "learned"])
 def test_a_store_resumed_or_made_by_other_actors_is_the_same_to_the_bit(
-    refined: Config, make_config_in: MakeConfig, tmp_path: Path
+    make_config_in: MakeConfig, ray_cluster: Session, tmp_path: Path, attribution: dict[str, object]
 ) -> None:
-    store = _store(refined)
+    config = make_config_in(tmp_path / "run", attribution=attribution)
+    extract(config)
+    store = _store(config)
     digest, identity, settings = store.digest(), store.identity, store.settings
-    (Path(refined.run.directory) / "store" / "ledger" / "000001.json").unlink()
-    (Path(refined.run.directory) / "store" / "samples.parquet").unlink()
-    assert extract(refined).shards_done == 1
-    assert (_store(refined).digest(), _store(refined).identity) == (digest, identity)
-    other = make_config_in(tmp_path, attribution=REFINED, cluster={"actors": 1})
+    assert ("path_points" in identity["attribution"]) == ("path" in settings) == (attribution is not REFINED)
+    (tmp_path / "run" / "store" / "ledger" / "000001.json").unlink()
+    (tmp_path / "run" / "store" / "samples.parquet").unlink()
+    assert extract(config).shards_done == 1
+    assert (_store(config).digest(), _store(config).identity) == (digest, identity)
+    other = make_config_in(tmp_path / "other", attribution=attribution, cluster={"actors": 2})
     extract(other)
     assert (_store(other).digest(), _store(other).identity) == (digest, identity)
-    assert _store(other).settings["path"] == settings["path"]
+    assert _store(other).settings.get("path") == settings.get("path")
 
 
 def test_another_rule_for_the_points_is_another_store(refined: Config) -> None:
-    options = {"steps": 3, "points": "uniform", "adaptive": {"tolerance": 1e-4, "most": 7}}
-    with pytest.raises(StoreError, match=r"method\.options\.points\.name: learned in the store, uniform asked"):
+    options = {"steps": 3, "adaptive": ADAPTIVE}
+    with pytest.raises(StoreError, match=r"method\.options\.points.* in the store, .*learned.* asked"):
         extract(refined.model_copy(update={"attribution": type(refined.attribution).model_validate(_with(options))}))
 
 
