@@ -1,10 +1,10 @@
 """Baselines: the input x₀ at which the path of integrated gradients begins (METHOD: "Contributions")."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -171,11 +171,8 @@ def as_baseline(value: object) -> Baseline:
         return value
     if isinstance(value, Tensor):
         return GivenImage(value)
-    if isinstance(value, str):
-        return BASELINES.build(value)
-    if isinstance(value, Mapping) and set(value) <= {"name", "options"} and isinstance(value.get("name"), str):
-        options: Any = value.get("options") or {}
-        return BASELINES.build(value["name"], options)
+    if (built := BASELINES.build_choice(value)) is not None:
+        return built
     raise AttributionError(f"bad baseline {value!r}: give a name, a tensor, or {{name: ..., options: {{...}}}}")
 
 

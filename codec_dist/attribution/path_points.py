@@ -2,10 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from codec_dist.attribution.errors import AttributionError
 from codec_dist.utils import Registry
@@ -25,13 +24,7 @@ class PathPoints(ABC):
         """
 
 
-def _import_points(found: Any, name: str) -> Any:
-    if isinstance(found, type) and issubclass(found, PathPoints):
-        return found
-    raise AttributionError(f"path points {name!r} are not a subclass of codec_dist.attribution.PathPoints")
-
-
-POINTS: Registry[PathPoints] = Registry("path points", AttributionError, imported=_import_points)
+POINTS: Registry[PathPoints] = Registry("path points", AttributionError)
 
 
 @POINTS.register("uniform")
@@ -123,13 +116,10 @@ def as_points(value: object) -> PathPoints:
     """
     if isinstance(value, PathPoints):
         return value
-    if isinstance(value, str):
-        return POINTS.build(value)
-    if isinstance(value, Sequence):
+    if isinstance(value, Sequence) and not isinstance(value, str):
         return GivenPoints(value)
-    if isinstance(value, Mapping) and set(value) <= {"name", "options"} and isinstance(value.get("name"), str):
-        options: Any = value.get("options") or {}
-        return POINTS.build(value["name"], options)
+    if (built := POINTS.build_choice(value)) is not None:
+        return built
     raise AttributionError(
         f"bad path points {value!r}: give {', '.join(POINTS)}, a list of fractions from 0 to 1, or "
         "{name: ..., options: {...}}"

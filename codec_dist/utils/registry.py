@@ -109,6 +109,18 @@ class Registry(Generic[T]):
         except reported as error:
             raise self._error(f"the {self.kind} {name!r} refuses its options {options}: {error}") from error
 
+    def build_choice(self, value: object) -> T | None:
+        """Build what a user or a config names: a name, or ``{name: ..., options: {...}}``; None for anything else.
+
+        Raises:
+            CodecError: as :meth:`build`.
+        """
+        if isinstance(value, str):
+            return self.build(value)
+        if isinstance(value, Mapping) and set(value) <= {"name", "options"} and isinstance(value.get("name"), str):
+            return self.build(value["name"], value.get("options"))
+        return None
+
     def __contains__(self, name: str) -> bool:
         return name in self._factories
 
