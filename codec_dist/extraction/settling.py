@@ -15,13 +15,13 @@ from codec_dist.cluster_runtime import cluster_device, map_fold
 from codec_dist.config import Config
 from codec_dist.extraction.batches import Batch, Dropped, make_batches
 from codec_dist.extraction.errors import ExtractionError
+from codec_dist.extraction.identity import needs_statistics
 from codec_dist.extraction.microbatch import settle_microbatch
 from codec_dist.extraction.path_choice import resolve_points
 from codec_dist.extraction.plan import (
     Plan,
     build_attributor,
     needs_labels,
-    needs_statistics,
     no_points,
     open_method,
     open_store,
