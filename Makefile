@@ -9,6 +9,9 @@ PROCESSES ?= 2
 # SLOW=1 also runs the tests marked `slow`.
 MARKS := $(if $(SLOW),,-m "not slow")
 
+# Ray starts many processes that all import torch: without cached bytecode that takes twice as long.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format bench clean
 

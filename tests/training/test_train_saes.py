@@ -136,7 +136,8 @@ from codec_dist.training import train_saes
 
 run, cluster = Path(sys.argv[1]), ClusterSection(address=sys.argv[2])
 groups = tuple(SaeGroup(**group) for group in json.loads(sys.argv[3]))
-sae, disabled = SaeSection(groups=groups, evaluations=2, checkpoints=1), TrackingSection(mode="disabled")
+# The first resume state comes early, so that the training is far from its end when it is interrupted.
+sae, disabled = SaeSection(groups=groups, evaluations=2, checkpoints=20), TrackingSection(mode="disabled")
 with ray_session(cluster):
     try:
         train_saes(run / "store", run / "split.parquet", groups, sae, run, 7, cluster, disabled, name="test")
