@@ -47,11 +47,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from codec_dist.config import Choice, SaeGroup, TrackingSection, TrainingSettings
 from codec_dist.sae import StackedAutoencoder, TrainedAutoencoder, build
 from codec_dist.store import BlockWriter, ContributionStore, create_store, finish_store
+from codec_dist.training.collectives import Ranks
 from codec_dist.training.mixing import mixed_batches, mixing_quality
 from codec_dist.training.parts import read_parts
-from codec_dist.training.plan import plan_jobs
 from codec_dist.training.rank import train_on_rank
-from codec_dist.training.ranks import Ranks
+from codec_dist.training.sae_jobs import plan_jobs
 from codec_dist.training.task import TrainingTask
 from codec_dist.utils import keep_freed_memory
 

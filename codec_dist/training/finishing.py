@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from codec_dist.sae import SparseAutoencoder
-from codec_dist.training.evaluation import Evaluation
+from codec_dist.training.held_out_metrics import Evaluation
 from codec_dist.training.parts import Parts
-from codec_dist.training.plan import SaeJob
+from codec_dist.training.sae_jobs import SaeJob
 from codec_dist.training.task import TrainingTask
 from codec_dist.utils import write_bytes_atomically, write_json_atomically
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from codec_dist.training.plan import SaeJob
+from codec_dist.training.sae_jobs import SaeJob
 from codec_dist.utils import read_json, write_json_atomically
 
 LEFT_OUT_FILE = "left_out.json"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from codec_dist.training.ranks import Ranks
+from codec_dist.training.collectives import Ranks
 from codec_dist.utils import available_memory, tells_of_failed_allocation
 
 FRACTION_FOR_ROWS = 0.6

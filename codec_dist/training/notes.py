@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from codec_dist.training.evaluation import Evaluation
-from codec_dist.training.plan import SaeJob
+from codec_dist.training.held_out_metrics import Evaluation
+from codec_dist.training.sae_jobs import SaeJob
 
 
 @dataclass(frozen=True)

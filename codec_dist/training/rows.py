@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from codec_dist.store import ContributionStore
+from codec_dist.training.collectives import Ranks
 from codec_dist.training.errors import UnfitRowsError
 from codec_dist.training.mixing import mixed_batches, permutation, send
 from codec_dist.training.parts import Parts
-from codec_dist.training.ranks import Ranks
 from codec_dist.utils import derive_seed
 
 CALIBRATION_ROWS = 4096

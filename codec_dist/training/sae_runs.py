@@ -13,7 +13,7 @@ import numpy as np
 
 from codec_dist.config import TrackingSection
 from codec_dist.tracking import RunSeries, WandbRun, read_metrics
-from codec_dist.training.plan import SaeJob
+from codec_dist.training.sae_jobs import SaeJob
 from codec_dist.utils import Progress, read_json, write_json_atomically
 
 TRACKED_FILE = "tracked.json"

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from codec_dist.config import TrackingSection
-from codec_dist.training.plan import SaeJob
 from codec_dist.training.rows import STREAMED_WINDOW_BYTES
+from codec_dist.training.sae_jobs import SaeJob
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from codec_dist.sae import (
     unshard,
     whole_on_host,
 )
-from codec_dist.training.ranks import Ranks
+from codec_dist.training.collectives import Ranks
 from codec_dist.utils import hash_json
 
 # Elements from one parameter's start to the next one's are a multiple of this, so that arithmetic on one SAE

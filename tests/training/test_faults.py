@@ -10,10 +10,10 @@ from codec_dist.config import Choice, ClusterSection, SaeGroup, SaeSection, Trac
 from codec_dist.sae import build
 from codec_dist.store import StoreError
 from codec_dist.training import TrainedSae, TrainingError, train_saes
-from codec_dist.training.lockstep import Lockstep
+from codec_dist.training.collectives import Ranks
+from codec_dist.training.optimizer import Lockstep
 from codec_dist.training.rank import train_on_rank
-from codec_dist.training.ranks import Ranks
-from codec_dist.training.resume import PATTERN, ResumeState, save_cohort
+from codec_dist.training.saving import PATTERN, ResumeState, save_cohort
 from codec_dist.training.schedules import Plateau
 from codec_dist.training.stopping import EarlyStop
 from codec_dist.training.task import TrainingTask

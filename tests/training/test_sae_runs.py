@@ -10,12 +10,12 @@ from wandb.proto.wandb_internal_pb2 import Record
 from codec_dist.config import Choice, SaeGroup, TrackingSection, TrainingSettings
 from codec_dist.tracking import read_metrics
 from codec_dist.tracking.offline import read_payloads
-from codec_dist.training.logbook import training_log
+from codec_dist.training.collectives import Ranks
+from codec_dist.training.model_selection import select_saes
 from codec_dist.training.rank import train_on_rank
-from codec_dist.training.ranks import Ranks
 from codec_dist.training.sae_runs import runs_apart, write_sae_runs
-from codec_dist.training.selection import select_saes
 from codec_dist.training.task import TrainingTask
+from codec_dist.training.training_log import training_log
 
 OFFLINE = TrackingSection()
 LAYER, QUANTITY = "blocks.0", "contribution-positive"

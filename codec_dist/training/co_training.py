@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from codec_dist.training.plan import SaeJob
-from codec_dist.training.resume import SavedCohort, state_path
+from codec_dist.training.sae_jobs import SaeJob
+from codec_dist.training.saving import SavedCohort, state_path
 
 Key = tuple[str, str]
 # Layer and quantity, and whether every rank holds all of their rows.

@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 
 from codec_dist.config import Choice, SaeGroup, TrainingSettings
 from codec_dist.sae import SparseAutoencoder
+from codec_dist.training.collectives import Ranks
 from codec_dist.training.errors import TrainingError
-from codec_dist.training.logbook import training_log
 from codec_dist.training.rank import train_on_rank
-from codec_dist.training.ranks import Ranks
-from codec_dist.training.resume import PATTERN, find_cohorts
+from codec_dist.training.saving import PATTERN, find_cohorts
 from codec_dist.training.task import TrainingTask
+from codec_dist.training.training_log import training_log
 
 sys.path.insert(0, str(Path(__file__).parent))
 

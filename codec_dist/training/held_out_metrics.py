@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from codec_dist.modes import Correlations, LoadingCorrelations
 from codec_dist.sae import Joined, ReconstructionMetrics, ReconstructionReport, SparseAutoencoder, TrainedAutoencoder
 from codec_dist.statistics import hoyer
-from codec_dist.training.ranks import Ranks
+from codec_dist.training.collectives import Ranks
 from codec_dist.training.rows import LayerRows
 from codec_dist.training.units import Unit
 

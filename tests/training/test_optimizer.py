@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from codec_dist.sae import TrainedAutoencoder, build, forget_moments
-from codec_dist.training.lockstep import Lockstep
-from codec_dist.training.ranks import Ranks
+from codec_dist.training.collectives import Ranks
+from codec_dist.training.optimizer import Lockstep
 
 OPTIONS = {
     "topk": {"modes": 10, "k": 1, "dead_window": 12},

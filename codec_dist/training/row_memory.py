@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+from codec_dist.training.collectives import Ranks
 from codec_dist.training.errors import TrainingError
-from codec_dist.training.ranks import Ranks
 from codec_dist.utils import read_json, write_json_atomically
 
 FILE = "rows.json"

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from codec_dist.config import TrainingSettings
-from codec_dist.training.bundles import Cohort, hand_out, make_bundles, make_cohorts
-from codec_dist.training.plan import SaeJob
-from codec_dist.training.resume import SavedCohort
+from codec_dist.training.co_training import Cohort, hand_out, make_bundles, make_cohorts
+from codec_dist.training.sae_jobs import SaeJob
+from codec_dist.training.saving import SavedCohort
 
 ROOT = Path("sae")
 

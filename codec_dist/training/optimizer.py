@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from codec_dist.sae import Joined, TrainedAutoencoder
-from codec_dist.training.ranks import Ranks
+from codec_dist.training.collectives import Ranks
 from codec_dist.training.units import Flat, Unit
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
