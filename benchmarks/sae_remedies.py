@@ -25,8 +25,7 @@ from codec_dist.store import ContributionStore
 from codec_dist.training.collectives import Ranks
 from codec_dist.training.parts import read_parts
 from codec_dist.training.rank import train_on_rank
-from codec_dist.training.sae_jobs import plan_jobs
-from codec_dist.training.task import TrainingTask
+from codec_dist.training.sae_jobs import TrainingTask, plan_jobs
 from codec_dist.utils import read_json
 
 NARROW = {"hidden_per_channel": 4, "threshold": 0.8}

@@ -9,15 +9,12 @@ from torch import Tensor
 from codec_dist.sae import FittedAutoencoder, SaeError, build
 from codec_dist.training.co_training import Cohort
 from codec_dist.training.collectives import Ranks
-from codec_dist.training.finishing import save_finished, sign_of
 from codec_dist.training.held_out_metrics import evaluate
-from codec_dist.training.left_out import LeftOut
-from codec_dist.training.notes import Note
 from codec_dist.training.parts import Parts
 from codec_dist.training.rows import CALIBRATION_ROWS, LayerRows, epoch_batches
-from codec_dist.training.sae_jobs import SaeJob
-from codec_dist.training.spool import Spool
-from codec_dist.training.task import TrainingTask
+from codec_dist.training.sae_jobs import SaeJob, TrainingTask
+from codec_dist.training.saving import LeftOut, save_finished, sign_of
+from codec_dist.training.training_log import Note, Spool
 
 
 def fit_baselines(

@@ -10,7 +10,7 @@ from codec_dist.training.saving import SavedCohort, state_path
 Key = tuple[str, str]
 # Layer and quantity, and whether every rank holds all of their rows.
 Source = tuple[Key, bool]
-# Of the free memory six tenths are for rows (codec_dist.training.memory) and most of the rest for weights.
+# Of the free memory six tenths are for rows (codec_dist.training.row_memory) and most of the rest for weights.
 WEIGHTS_TO_ROWS = 0.6
 
 

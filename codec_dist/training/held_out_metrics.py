@@ -14,8 +14,8 @@ from codec_dist.modes import Correlations, LoadingCorrelations
 from codec_dist.sae import Joined, ReconstructionMetrics, ReconstructionReport, SparseAutoencoder, TrainedAutoencoder
 from codec_dist.statistics import hoyer
 from codec_dist.training.collectives import Ranks
+from codec_dist.training.optimizer import Unit
 from codec_dist.training.rows import LayerRows
-from codec_dist.training.units import Unit
 
 TOP_MODES = 10
 # Loadings that are held at once (512 MB in float32).

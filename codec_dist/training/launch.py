@@ -21,18 +21,21 @@ from codec_dist.config import ClusterSection, SaeGroup, SaeSection, TrackingSect
 from codec_dist.store import ContributionStore
 from codec_dist.training.collectives import Ranks
 from codec_dist.training.errors import TrainingError
-from codec_dist.training.left_out import LeftOut, read_left_out, tell_left_out, write_left_out
-from codec_dist.training.memory import failed_allocation
 from codec_dist.training.model_selection import select_saes
 from codec_dist.training.parts import read_parts
-from codec_dist.training.progress import read_progress
 from codec_dist.training.rank import train_on_rank
-from codec_dist.training.sae_jobs import SaeJob, check_training, is_finished, plan_jobs
-from codec_dist.training.sae_runs import write_sae_runs
-from codec_dist.training.saving import damaged_states, remove_ended_states
-from codec_dist.training.spool import PATTERN as NOTES
-from codec_dist.training.task import TrainingTask
-from codec_dist.training.training_log import Logbook, training_log
+from codec_dist.training.row_memory import failed_allocation
+from codec_dist.training.sae_jobs import SaeJob, TrainingTask, check_training, is_finished, plan_jobs
+from codec_dist.training.saving import (
+    LeftOut,
+    damaged_states,
+    read_left_out,
+    remove_ended_states,
+    tell_left_out,
+    write_left_out,
+)
+from codec_dist.training.training_log import SPOOL_FILES as NOTES
+from codec_dist.training.training_log import Logbook, read_progress, training_log, write_sae_runs
 from codec_dist.utils import (
     CodecError,
     DiskFullError,

@@ -14,20 +14,22 @@ from codec_dist.sae import TrainedAutoencoder, build
 from codec_dist.training.co_training import Bundle, Cohort, Key
 from codec_dist.training.collectives import Ranks
 from codec_dist.training.errors import TrainingError
-from codec_dist.training.finishing import save_finished, sign_of
 from codec_dist.training.held_out_metrics import Evaluation, evaluate, mean_losses
-from codec_dist.training.left_out import LeftOut
-from codec_dist.training.notes import Note
-from codec_dist.training.optimizer import Lockstep
+from codec_dist.training.optimizer import Lockstep, Unit, group_alike
 from codec_dist.training.parts import Parts
 from codec_dist.training.rows import LayerRows, epoch_batches
-from codec_dist.training.sae_jobs import SaeJob
-from codec_dist.training.saving import UNREADABLE, ResumeState, load_cohort, save_cohort
-from codec_dist.training.schedules import Plateau, rate_factor
-from codec_dist.training.spool import Spool
-from codec_dist.training.stopping import EarlyStop
-from codec_dist.training.task import TrainingTask
-from codec_dist.training.units import Unit, group_alike
+from codec_dist.training.sae_jobs import SaeJob, TrainingTask
+from codec_dist.training.saving import (
+    UNREADABLE,
+    LeftOut,
+    ResumeState,
+    load_cohort,
+    save_cohort,
+    save_finished,
+    sign_of,
+)
+from codec_dist.training.schedules import EarlyStop, Plateau, rate_factor
+from codec_dist.training.training_log import Note, Spool
 
 
 @dataclass(eq=False)

@@ -1,5 +1,6 @@
-"""Which SAEs a config asks for, what each is called, and which already exist."""
+"""The SAEs that a config asks for: what each is called, which already exist, and the task that every rank gets."""
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -8,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import JsonValue, ValidationError
 
-from codec_dist.config import SaeGroup, TrainingSettings
+from codec_dist.config import SaeGroup, TrackingSection, TrainingSettings
 from codec_dist.sae import ARCHITECTURES, FittedAutoencoder, SaeError, build, has_weights
 from codec_dist.store import ContributionStore
 from codec_dist.training.errors import TrainingError
-from codec_dist.training.grid import GridPoint, expand_grid
+from codec_dist.training.rows import STREAMED_WINDOW_BYTES
 from codec_dist.utils import derive_seed, escape_name, hash_json, suggestion
 
 FORMAT = 1
 HASH_DIGITS = 12
 FIRST_SETTINGS = ("epochs", "batch_size", "learning_rate", "schedule", "patience")
+
+PREFIX = "training."
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +169,20 @@ def _row_length(channels: int, quantity: str) -> int:
     return channels * (2 if quantity.endswith("-both") else 1)
 
 
+@dataclass(frozen=True)
+class GridPoint:
+    """One combination of a grid's values, whatever the layer."""
+
+    architecture: str
+    options: dict[str, JsonValue]
+    """All options that are given, by the group or by the grid."""
+    settings: TrainingSettings
+    seed: int
+    """To be added to the run's seed."""
+    chosen: dict[str, JsonValue]
+    """The grid's values alone, by their names in the grid."""
+
+
 def _check_options(layer: str, channels: int, point: GridPoint) -> None:
     try:
         with torch.device("meta"):
@@ -233,3 +251,97 @@ def _matching(section: str, patterns: Sequence[str], stored: Sequence[str], deri
             raise TrainingError(f"sae.groups.{section}: the store holds no {pattern!r}; {suggestion(pattern, known)}")
         names += found
     return list(dict.fromkeys(names))
+
+
+# ---- The grid of a group: architectures with their options, settings and seeds, one by one
+
+
+def expand_grid(group: SaeGroup) -> list[GridPoint]:
+    """All points of a group's grid, the last name and then the seeds running fastest.
+
+    Raises:
+        TrainingError: a name that is no option and no setting (the nearest is given), a name without values,
+            or a setting out of range.
+        SaeError: an unknown architecture.
+    """
+    _check_names(group)
+    points = []
+    for values in product(*group.grid.values()):
+        chosen = dict(zip(group.grid, values, strict=True))
+        options = {name: value for name, value in chosen.items() if not name.startswith(PREFIX)}
+        options = dict(group.architecture.options) | options
+        settings = _grid_settings(group.training, dict(_of_training(chosen)))
+        points += [
+            GridPoint(group.architecture.name, options, settings, seed, chosen) for seed in dict.fromkeys(group.seeds)
+        ]
+    return points
+
+
+def _check_names(group: SaeGroup) -> None:
+    accepted = inspect.signature(ARCHITECTURES.factory(group.architecture.name)).parameters
+    known = [name for name in accepted if name != "channels"]
+    known += [f"{PREFIX}{name}" for name in TrainingSettings.model_fields]
+    for name, values in group.grid.items():
+        if name not in known:
+            raise TrainingError(
+                f"sae.groups.grid: {group.architecture.name} has no option {name!r}; {suggestion(name, known)}"
+            )
+        if not values:
+            raise TrainingError(f"sae.groups.grid: {name} has no values, so there is nothing to train")
+    if not group.seeds:
+        raise TrainingError("sae.groups.seeds is empty, so there is nothing to train")
+
+
+def _of_training(chosen: dict[str, JsonValue]) -> Iterator[tuple[str, Any]]:
+    return ((name.removeprefix(PREFIX), value) for name, value in chosen.items() if name.startswith(PREFIX))
+
+
+def _grid_settings(base: TrainingSettings, changes: dict[str, Any]) -> TrainingSettings:
+    try:
+        return TrainingSettings.model_validate(base.model_dump() | changes)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise TrainingError(f"sae.groups.grid: {PREFIX}{name}: {first['msg']} (found {first['input']!r})") from error
+
+
+# ---- The task, the same on every rank
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """The SAEs to train and where things are; the same on every rank."""
+
+    directory: Path
+    """The run; SAEs go to ``directory/sae``."""
+    store_path: str | Path
+    """Folder or URL of the store."""
+    split_path: Path
+    jobs: tuple[SaeJob, ...]
+    """All SAEs that are asked for, finished ones among them."""
+    name: str
+    """Name of the run, under which the tracker groups."""
+    seed: int
+    evaluations: int
+    checkpoints: int
+    tracking: TrackingSection
+    correlation_threshold: float = 0.2
+    dtype: str = "float32"
+    """Type of rows and weights."""
+    threads: int = 1
+    """CPU threads of each rank."""
+    spread: bool = False
+    """Whether each rank trains whole layers and quantities by itself, in place of shares of every batch."""
+    bytes_for_rows: int | None = None
+    """Memory that each rank may fill with rows; None: measured."""
+    window_bytes: int = STREAMED_WINDOW_BYTES
+    """Memory of one window of rows that do not fit."""
+
+    def folder(self, job: SaeJob) -> Path:
+        """Where an SAE is saved."""
+        return self.directory / "sae" / job.folder
+
+    @property
+    def scratch(self) -> Path:
+        """Files that live only while the training runs."""
+        return self.directory / "sae" / ".train"

@@ -22,8 +22,8 @@ from codec_dist.sae import SparseAutoencoder
 from codec_dist.training.collectives import Ranks
 from codec_dist.training.errors import TrainingError
 from codec_dist.training.rank import train_on_rank
-from codec_dist.training.saving import PATTERN, find_cohorts
-from codec_dist.training.task import TrainingTask
+from codec_dist.training.sae_jobs import TrainingTask
+from codec_dist.training.saving import RESUME_FILES, find_cohorts
 from codec_dist.training.training_log import training_log
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -227,7 +227,7 @@ def test_a_training_interrupted_twice_continues_bit_by_bit(
     for step in (random.randint(5, 25), random.randint(5, 20)):
         with interrupted_at(step):
             train_on_rank(task, Ranks())
-        assert list((task.directory / "sae").glob(f"*/*/{PATTERN}")), f"interrupted at step {step}"
+        assert list((task.directory / "sae").glob(f"*/*/{RESUME_FILES}")), f"interrupted at step {step}"
     train_on_rank(task, Ranks())
     assert_same(task, stacks)
     for one, other in zip(task.jobs, stacks.jobs, strict=True):
@@ -236,7 +236,7 @@ def test_a_training_interrupted_twice_continues_bit_by_bit(
         for name in ("ev", "l0", "learning_rate"):
             assert found[-1][name] == expected[-1][name]
         assert found[-1]["loss"] == pytest.approx(expected[-1]["loss"], rel=1e-6)
-    assert not list((task.directory / "sae").glob(f"*/*/{PATTERN}"))
+    assert not list((task.directory / "sae").glob(f"*/*/{RESUME_FILES}"))
 
 
 def test_a_killed_training_continues_bit_by_bit(
@@ -245,7 +245,7 @@ def test_a_killed_training_continues_bit_by_bit(
     whole = make_task(make_run(name="whole"), make_groups(epochs=20))
     killed = make_task(make_run(name="killed"), make_groups(epochs=20), checkpoints=19)
     (process,) = start([(killed, None)], killed.directory)
-    while not list((killed.directory / "sae").glob(f"*/*/{PATTERN}")):
+    while not list((killed.directory / "sae").glob(f"*/*/{RESUME_FILES}")):
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -285,7 +285,7 @@ def test_rows_that_were_in_memory_are_not_streamed_when_training_is_resumed(
 
 
 def states(task: TrainingTask) -> list[Path]:
-    return sorted((task.directory / "sae").glob(f"*/*/{PATTERN}"))
+    return sorted((task.directory / "sae").glob(f"*/*/{RESUME_FILES}"))
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -331,7 +331,7 @@ def test_a_damaged_resume_state_starts_these_saes_anew(
     whole, damaged = (make_task(make_run(name=name), make_groups()) for name in ("whole", "damaged"))
     folder = damaged.directory / "sae" / damaged.jobs[0].rows_folder
     folder.mkdir(parents=True)
-    (folder / PATTERN.replace("*", "0")).write_bytes(b"not a state")
+    (folder / RESUME_FILES.replace("*", "0")).write_bytes(b"not a state")
     train_on_rank(whole, Ranks())
     train_on_rank(damaged, Ranks())
     assert_same(damaged, whole)

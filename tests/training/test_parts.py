@@ -13,8 +13,7 @@ from codec_dist.training.collectives import Ranks
 from codec_dist.training.errors import TrainingError
 from codec_dist.training.loop import spread_over
 from codec_dist.training.rank import train_on_rank
-from codec_dist.training.sae_jobs import plan_jobs
-from codec_dist.training.task import TrainingTask
+from codec_dist.training.sae_jobs import TrainingTask, plan_jobs
 
 
 def test_occasions_are_spread_evenly_and_end_with_the_last_epoch() -> None:

@@ -12,7 +12,7 @@ from codec_dist.config import SaeGroup
 from codec_dist.tracking import read_metrics
 from codec_dist.training.collectives import Ranks
 from codec_dist.training.rank import train_on_rank
-from codec_dist.training.task import TrainingTask
+from codec_dist.training.sae_jobs import TrainingTask
 from codec_dist.training.training_log import training_log
 
 sys.path.insert(0, str(Path(__file__).parent))
