@@ -14,7 +14,7 @@ from codec_dist.store.ledger import Ledger, Marker
 from codec_dist.store.pieces import Block, Chunk, ChunkName
 from codec_dist.store.quantities import stored_quantities
 from codec_dist.store.reading import ContributionStore
-from codec_dist.store.samples import finish_store
+from codec_dist.store.sample_tables import finish_store
 from codec_dist.store.verification import repair_store, verify_store
 from codec_dist.store.writing import BlockWriter
 

@@ -19,8 +19,8 @@ from codec_dist.store.layout import read_layout
 from codec_dist.store.ledger import Marker, read_markers
 from codec_dist.store.pieces import Block, Chunk, ChunkName
 from codec_dist.store.quantities import Quantity, terms_of
-from codec_dist.store.samples import read_samples, shard_tables
-from codec_dist.store.selection import find_rows, spread_rows
+from codec_dist.store.row_selection import find_rows, spread_rows
+from codec_dist.store.sample_tables import read_samples, shard_tables
 from codec_dist.utils import derive_seed
 
 

@@ -17,7 +17,7 @@ from codec_dist.store.layout import ARRAYS, GROUP, SAMPLES, Layout, read_layout
 from codec_dist.store.lease import LEASE_FILES
 from codec_dist.store.ledger import Marker, load_marker, marker_numbers
 from codec_dist.store.place import PARTIAL, Place
-from codec_dist.store.samples import finish_store, read_merged, samples_fault, shard_tables, table_fault
+from codec_dist.store.sample_tables import finish_store, read_merged, samples_fault, shard_tables, table_fault
 
 
 def verify_store(

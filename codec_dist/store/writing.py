@@ -13,7 +13,7 @@ from codec_dist.store.errors import StoreError, StoreFullError
 from codec_dist.store.layout import read_layout
 from codec_dist.store.ledger import Marker
 from codec_dist.store.quantities import canonical_name
-from codec_dist.store.samples import prepare_samples, serialise_samples
+from codec_dist.store.sample_tables import prepare_samples, serialise_samples
 from codec_dist.store.values import prepare_values
 from codec_dist.utils import suggestion
 
