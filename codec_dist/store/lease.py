@@ -17,7 +17,8 @@ from typing import Any
 
 from codec_dist.store.checksums import checksum
 from codec_dist.store.errors import LeaseError
-from codec_dist.store.place import LocalPlace, Place, open_place
+from codec_dist.store.place import LocalPlace, open_place
+from codec_dist.store.storage import Place
 
 LEASE = "lease.json"
 LEASE_FILES = r"lease\.json|lease\.\w+\.claim"

@@ -14,7 +14,7 @@ from codec_dist.store.checksums import checksum, join_checksums
 from codec_dist.store.errors import StoreError
 from codec_dist.store.layout import SAMPLES, Layout, read_layout
 from codec_dist.store.ledger import Marker, read_markers
-from codec_dist.store.place import Place
+from codec_dist.store.storage import Place
 from codec_dist.utils import naming_full_disk
 
 REQUIRED = {

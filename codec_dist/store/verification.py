@@ -15,8 +15,9 @@ from codec_dist.store.errors import StoreError
 from codec_dist.store.layout import ARRAYS, GROUP, SAMPLES, Layout, read_layout
 from codec_dist.store.lease import LEASE_FILES
 from codec_dist.store.ledger import Marker, load_marker, marker_numbers
-from codec_dist.store.place import PARTIAL, Place
+from codec_dist.store.place import PARTIAL
 from codec_dist.store.sample_tables import finish_store, read_merged, samples_fault, shard_tables, table_fault
+from codec_dist.store.storage import Place
 
 SHOWN_FAULTS = 40
 

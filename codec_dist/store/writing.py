@@ -14,9 +14,10 @@ from codec_dist.store.chunks import COMPRESSORS, ChunkFiles, group_files
 from codec_dist.store.errors import StoreError, StoreFullError
 from codec_dist.store.layout import ARRAYS, DTYPES, GROUP, Layout, plain_json, read_layout
 from codec_dist.store.ledger import Marker, marker_numbers
-from codec_dist.store.place import Place, open_place
+from codec_dist.store.place import open_place
 from codec_dist.store.quantities import canonical_name
 from codec_dist.store.sample_tables import prepare_samples, serialise_samples
+from codec_dist.store.storage import Place
 from codec_dist.utils import naming_full_disk, suggestion
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
