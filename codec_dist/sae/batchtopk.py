@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from codec_dist.sae.autoencoder import ARCHITECTURES
-from codec_dist.sae.members import wide
+from codec_dist.sae.arithmetic import wide
+from codec_dist.sae.base import ARCHITECTURES
 from codec_dist.sae.selection import batch_threshold
 from codec_dist.sae.topk import TopKAutoencoder, TopKOptions
 

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from codec_dist.sae.autoencoder import Loss, SparseAutoencoder
+from codec_dist.sae.arithmetic import mean_square
+from codec_dist.sae.base import Loss, SparseAutoencoder
 from codec_dist.sae.errors import SaeError
-from codec_dist.sae.members import mean_square
 
 
 class FittedAutoencoder(SparseAutoencoder):

@@ -8,9 +8,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from codec_dist.sae.autoencoder import ARCHITECTURES
+from codec_dist.sae.arithmetic import mean_square
+from codec_dist.sae.base import ARCHITECTURES
 from codec_dist.sae.batchtopk import BatchTopKAutoencoder, BatchTopKOptions
-from codec_dist.sae.members import mean_square
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codec_dist.sae.autoencoder import SparseAutoencoder
+from codec_dist.sae.base import SparseAutoencoder
 from codec_dist.sae.errors import SaeError
-from codec_dist.sae.layouts import Folded, folded, log_threshold, need, read_files, threshold_of, unfolded, write_files
+from codec_dist.sae.interop import Folded, folded, log_threshold, need, read_files, threshold_of, unfolded, write_files
 
 VERSION = "0.3.0"
 WEIGHTS_FILE, CONFIG_FILE = "state_dict.safetensors", "config.json"

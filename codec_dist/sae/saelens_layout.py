@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from codec_dist.sae.autoencoder import SparseAutoencoder
+from codec_dist.sae.base import SparseAutoencoder
 from codec_dist.sae.errors import SaeError
-from codec_dist.sae.layouts import Folded, folded, log_threshold, need, read_files, threshold_of, unfolded, write_files
+from codec_dist.sae.interop import Folded, folded, log_threshold, need, read_files, threshold_of, unfolded, write_files
 
 VERSION = "6.54.12"
 WEIGHTS_FILE, CONFIG_FILE = "sae_weights.safetensors", "cfg.json"

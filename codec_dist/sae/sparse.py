@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from codec_dist.sae.members import affine
+from codec_dist.sae.arithmetic import affine
 
 
 def rectified_strongest(

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from codec_dist.sae.autoencoder import Loss
+from codec_dist.sae.base import Loss
 from codec_dist.sae.errors import SaeError
 from codec_dist.sae.groups import Group
 from codec_dist.sae.options import differing

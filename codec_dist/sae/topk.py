@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from codec_dist.sae.autoencoder import ARCHITECTURES, Loss
+from codec_dist.sae.arithmetic import affine, mean_square
+from codec_dist.sae.base import ARCHITECTURES, Loss
 from codec_dist.sae.linear import LinearAutoencoder, LinearOptions
-from codec_dist.sae.members import affine, mean_square
 from codec_dist.sae.selection import strongest
 from codec_dist.sae.sparse import combine, count_fired, rectified_strongest
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
-from codec_dist.sae.autoencoder import SparseAutoencoder, build
+from codec_dist.sae.base import SparseAutoencoder, build
 from codec_dist.sae.batchtopk import BatchTopKAutoencoder
 from codec_dist.sae.errors import SaeError
 from codec_dist.sae.jumprelu import JumpReluAutoencoder

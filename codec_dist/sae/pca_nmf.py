@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from codec_dist.sae.autoencoder import ARCHITECTURES
+from codec_dist.sae.base import ARCHITECTURES
 from codec_dist.sae.errors import SaeError
 from codec_dist.sae.fitted import FittedAutoencoder
 from codec_dist.sae.options import Options

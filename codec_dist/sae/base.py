@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from codec_dist.sae.arithmetic import wide
 from codec_dist.sae.checkpoint import read_checkpoint, write_checkpoint
 from codec_dist.sae.errors import SaeError
 from codec_dist.sae.groups import ALONE, Group
-from codec_dist.sae.members import wide
 from codec_dist.sae.metrics import ReconstructionMetrics, ReconstructionReport
 from codec_dist.sae.options import Options, signature
 from codec_dist.sae.scaling import channel_scales
