@@ -1,4 +1,20 @@
-"""SAEs in the file layouts of other libraries, where the formulas are the same. Needs none of them."""
+"""SAEs in the file layouts of SAELens and overcomplete, where the formulas are the same. Needs neither of them.
+
+There W_enc is [d_in, d_sae] and W_dec [d_sae, d_in]; a = (x − b_dec) W_enc + b_enc if ``apply_b_dec_to_input``.
+``standard`` is ReLU, ``topk`` keeps the ``k`` largest, ``jumprelu`` those above ``threshold``; ``gated`` has b_gate,
+r_mag and b_mag in place of b_enc.
+
+Its SAEs with the ``linear`` encoder are a = x Wᵀ + c with W = ``encoder.final_block.0.weight`` [nb_concepts, input]
+and c = ``encoder.final_block.0.bias``; x̂ = z D with D = exp(``dictionary.multiplier``) · normalization
+(``dictionary._weights``), and no decoder bias. ``SAE`` is ReLU, ``TopKSAE`` keeps the ``top_k`` largest, ``JumpSAE``
+those that reach exp(``thresholds``). It saves whole modules by pickle; here the state and the constructor's arguments
+are kept apart::
+
+    config = json.loads(Path(folder, "config.json").read_text())
+    model = getattr(overcomplete.sae, config["class"])(**config["arguments"])
+    model.load_state_dict(safetensors.torch.load_file(Path(folder, "state_dict.safetensors")))
+    model.train().eval()    # eval fuses the dictionary
+"""
 
 import json
 from collections.abc import Callable, Mapping
@@ -19,6 +35,31 @@ from codec_dist.sae.linear import LinearAutoencoder
 from codec_dist.utils import read_json, write_bytes_atomically, write_json_atomically
 
 SMALLEST_THRESHOLD = 1e-30
+
+SAELENS_VERSION = "6.54.12"
+SAELENS_WEIGHTS, SAELENS_CONFIG = "sae_weights.safetensors", "cfg.json"
+TO_SAELENS = {
+    "relu": "standard",
+    "topk": "topk",
+    "jumprelu": "jumprelu",
+    "batchtopk": "jumprelu",
+    "matryoshka": "jumprelu",
+    "gated": "gated",
+}
+FROM_SAELENS = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
+
+OVERCOMPLETE_VERSION = "0.3.0"
+OVERCOMPLETE_WEIGHTS, OVERCOMPLETE_CONFIG = "state_dict.safetensors", "config.json"
+OVERCOMPLETE_WEIGHT, OVERCOMPLETE_BIAS = "encoder.final_block.0.weight", "encoder.final_block.0.bias"
+TO_OVERCOMPLETE = {
+    "relu": "SAE",
+    "topk": "TopKSAE",
+    "jumprelu": "JumpSAE",
+    "batchtopk": "JumpSAE",
+    "matryoshka": "JumpSAE",
+}
+FROM_OVERCOMPLETE = {"SAE": "relu", "TopKSAE": "topk", "JumpSAE": "jumprelu"}
+L2_GUARD = 1e-8
 
 
 class Folded(NamedTuple):
@@ -128,10 +169,129 @@ def need(values: Mapping[str, Any], name: str, path: Path) -> Any:
 
 
 def _layout(layout: str) -> tuple[Callable[[SparseAutoencoder, Path], None], Callable[[Path], SparseAutoencoder]]:
-    # Here, because both use what this module defines.
-    from codec_dist.sae import overcomplete_layout, saelens_layout
-
-    known = {"saelens": saelens_layout, "overcomplete": overcomplete_layout}
+    known = {"saelens": (write_saelens, read_saelens), "overcomplete": (write_overcomplete, read_overcomplete)}
     if layout not in known:
         raise SaeError(f"unknown layout {layout!r}: choose {' or '.join(known)}")
-    return known[layout].write, known[layout].read
+    return known[layout]
+
+
+# ---- The layout of SAELens 6.54.12 (``cfg.json``, ``sae_weights.safetensors``), read and written without it
+
+
+def write_saelens(sae: SparseAutoencoder, path: Path) -> None:
+    """Write ``sae`` into the folder ``path``."""
+    weights = folded(sae, "SAELens")
+    kind = TO_SAELENS[sae.architecture]
+    state = {"W_enc": weights.encoder.T, "W_dec": weights.decoder, "b_dec": weights.decoder_bias}
+    config: dict[str, Any] = {"d_in": sae.channels, "d_sae": sae.modes, "architecture": kind, "device": "cpu"}
+    config |= {"dtype": str(weights.decoder.dtype).removeprefix("torch."), "apply_b_dec_to_input": True}
+    config |= {
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {"sae_lens_version": SAELENS_VERSION},
+    }
+    if kind == "gated":
+        named = dict(sae.named_parameters())
+        state |= {"b_gate": weights.encoder_bias, "r_mag": named["log_gain"], "b_mag": named["magnitude_bias"]}
+    else:
+        state["b_enc"] = weights.encoder_bias
+    if kind == "jumprelu":
+        state["threshold"] = threshold_of(sae)
+    if kind == "topk":
+        config |= {"k": sae.options["k"], "rescale_acts_by_decoder_norm": False}
+    write_files(path, (SAELENS_WEIGHTS, state), (SAELENS_CONFIG, config))
+
+
+def read_saelens(path: Path) -> SparseAutoencoder:
+    """Read the SAE in the folder ``path``."""
+    state, config = read_files(path, SAELENS_WEIGHTS, SAELENS_CONFIG)
+    kind = _saelens_kind(config)
+    if kind not in FROM_SAELENS:
+        raise SaeError(f"the SAE in {path} is of architecture {kind!r}; known here: {', '.join(FROM_SAELENS)}")
+    for name, wanted in (("normalize_activations", "none"), ("reshape_activations", "none")):
+        if config.get(name, wanted) not in (wanted, False, None):
+            raise SaeError(f"the SAE in {path} has {name} = {config[name]!r}: fold it into the weights first")
+    if config.get("rescale_acts_by_decoder_norm"):
+        raise SaeError(f"the SAE in {path} has rescale_acts_by_decoder_norm: call fold_W_dec_norm on it first")
+    encoder, decoder, bias = (need(state, name, path) for name in ("W_enc", "W_dec", "b_dec"))
+    offset = need(state, "b_gate" if kind == "gated" else "b_enc", path)
+    # Where b_dec is not taken off the input, c + b Eᵀ in place of c says the same.
+    shift = 0 if config.get("apply_b_dec_to_input", True) else bias @ encoder
+    options, others = _saelens_particulars(kind, config, state, shift, path)
+    return unfolded(FROM_SAELENS[kind], Folded(encoder.T, offset + shift, decoder, bias), options, others)
+
+
+def _saelens_particulars(
+    kind: str, config: dict[str, Any], state: dict[str, Tensor], shift: Tensor | int, path: Path
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Options and further parameters of one architecture."""
+    if kind == "topk":
+        return {"k": int(need({**config.get("activation_fn_kwargs", {}), **config}, "k", path))}, {}
+    if kind == "jumprelu":
+        return {}, {"log_threshold": log_threshold(need(state, "threshold", path))}
+    if kind == "gated":
+        gain, magnitude = need(state, "r_mag", path), need(state, "b_mag", path)
+        return {}, {"log_gain": gain, "magnitude_bias": magnitude + gain.exp() * shift}
+    return {}, {}
+
+
+def _saelens_kind(config: dict[str, Any]) -> str:
+    # Before version 6, TopK was a standard SAE with another activation.
+    old = config.get("activation_fn_str", config.get("activation_fn"))
+    return "topk" if old == "topk" else str(config.get("architecture", "standard"))
+
+
+# ---- The state names of overcomplete 0.3.0 (Fel et al.), read and written without it
+
+
+def write_overcomplete(sae: SparseAutoencoder, path: Path) -> None:
+    """Write ``sae`` into the folder ``path``."""
+    weights = folded(sae, "overcomplete")
+    if sae.architecture not in TO_OVERCOMPLETE:
+        raise SaeError(f"overcomplete has no SAE like {sae.architecture!r}: it cannot be exported")
+    if weights.decoder_bias.any():
+        raise SaeError("overcomplete's SAEs have no decoder bias: train one with the option decoder_bias = none")
+    kind = TO_OVERCOMPLETE[sae.architecture]
+    state = {OVERCOMPLETE_WEIGHT: weights.encoder, OVERCOMPLETE_BIAS: weights.encoder_bias}
+    state |= {"dictionary._weights": weights.decoder, "dictionary.multiplier": weights.decoder.new_zeros(())}
+    arguments: dict[str, Any] = {"input_shape": sae.channels, "nb_concepts": sae.modes}
+    arguments["dictionary_params"] = {"normalization": "identity"}
+    if kind == "TopKSAE":
+        arguments["top_k"] = sae.options["k"]
+    if kind == "JumpSAE":
+        state["thresholds"] = log_threshold(threshold_of(sae))
+    config = {"library": "overcomplete", "version": OVERCOMPLETE_VERSION, "class": kind, "arguments": arguments}
+    write_files(path, (OVERCOMPLETE_WEIGHTS, state), (OVERCOMPLETE_CONFIG, config))
+
+
+def read_overcomplete(path: Path) -> SparseAutoencoder:
+    """Read the SAE in the folder ``path``."""
+    state, config = read_files(path, OVERCOMPLETE_WEIGHTS, OVERCOMPLETE_CONFIG)
+    kind, arguments = need(config, "class", path), need(config, "arguments", path)
+    if kind not in FROM_OVERCOMPLETE:
+        raise SaeError(f"the SAE in {path} is a {kind!r}; known here: {', '.join(FROM_OVERCOMPLETE)}")
+    unknown = [
+        name for name in state if name.startswith("encoder.") and name not in (OVERCOMPLETE_WEIGHT, OVERCOMPLETE_BIAS)
+    ]
+    if unknown:
+        raise SaeError(f"the SAE in {path} has an encoder that is not linear: {', '.join(unknown)}")
+    decoder = _overcomplete_dictionary(state, arguments.get("dictionary_params") or {}, path)
+    weights = Folded(
+        need(state, OVERCOMPLETE_WEIGHT, path),
+        need(state, OVERCOMPLETE_BIAS, path),
+        decoder,
+        decoder.new_zeros(decoder.shape[1]),
+    )
+    options = {"k": int(need(arguments, "top_k", path))} if kind == "TopKSAE" else {}
+    others = {"log_threshold": need(state, "thresholds", path)} if kind == "JumpSAE" else {}
+    return unfolded(FROM_OVERCOMPLETE[kind], weights, options, others)
+
+
+def _overcomplete_dictionary(state: dict[str, Tensor], parameters: dict[str, Any], path: Path) -> Tensor:
+    rows = need(state, "dictionary._weights", path)
+    normalization = parameters.get("normalization", "l2")
+    if normalization == "l2":
+        rows = rows / (torch.linalg.vector_norm(rows, dim=1, keepdim=True) + L2_GUARD)
+    elif normalization != "identity":
+        raise SaeError(f"the SAE in {path} normalizes its dictionary by {normalization!r}; known here: l2, identity")
+    return rows * state.get("dictionary.multiplier", torch.zeros(())).exp()
