@@ -10,11 +10,11 @@ from codec_dist.shards.location import shards_folder
 from codec_dist.shards.packing import pack
 from codec_dist.shards.parquet import is_parquet, parquet_images
 from codec_dist.shards.parts import Part, PartTable, read_parts, shape_parts
-from codec_dist.shards.reading import read_shard
 from codec_dist.shards.retries import Retries
 from codec_dist.shards.samples import AddressableSource, CountedSource, Sample
 from codec_dist.shards.scanning import Findings, ShardInfo
 from codec_dist.shards.shapes import Shapes, shapes
+from codec_dist.shards.shard_reading import read_shard
 from codec_dist.shards.sources import digits
 from codec_dist.shards.split import PARTS, make_split
 from codec_dist.shards.tally import Tally
