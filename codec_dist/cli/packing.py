@@ -18,7 +18,7 @@ from codec_dist.shards import (
     read_class_list,
     shapes,
 )
-from codec_dist.shards.parts import PARTS_FILE
+from codec_dist.shards.shapes import PARTS_FILE
 from codec_dist.utils import CodecError
 
 # Options that only one kind of source has, by the name of their value.

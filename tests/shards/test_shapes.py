@@ -13,9 +13,7 @@ from PIL import Image
 from traced import peak_of
 
 from codec_dist.shards import ShardError, pack, read_parts, read_shard, shape_parts, shapes
-from codec_dist.shards.drawing import _cover
-from codec_dist.shards.encoding import encode_jpeg, encode_png
-from codec_dist.shards.parts import COLOURS, KINDS, MOST_CLASSES, PLACES
+from codec_dist.shards.shapes import COLOURS, KINDS, MOST_CLASSES, PLACES, _cover, encode_jpeg, encode_png
 
 
 @settings(deadline=None, max_examples=40)
