@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from codec_dist.statistics.distribution import Distribution, DistributionAccumulator
+from codec_dist.statistics.accumulators import Distribution, DistributionAccumulator
 
 
 def hoyer(vectors: Float[Tensor, "*batch channels"]) -> Float[Tensor, "*batch"]:

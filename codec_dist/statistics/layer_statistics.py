@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from codec_dist.statistics.accumulators import Distribution
 from codec_dist.statistics.class_means import ClassMeans, ClassMeansResult
-from codec_dist.statistics.distribution import Distribution
 from codec_dist.statistics.errors import StatisticsError
 from codec_dist.statistics.moments import Moments
 from codec_dist.statistics.sign_correlation import SignCorrelation
