@@ -6,12 +6,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from codec_dist.statistics.accumulators import Distribution
-from codec_dist.statistics.class_means import ClassMeans, ClassMeansResult
+from codec_dist.statistics.accumulators import (
+    ClassMeans,
+    ClassMeansResult,
+    Distribution,
+    HoyerStatistics,
+    Moments,
+    SignCorrelation,
+)
 from codec_dist.statistics.errors import StatisticsError
-from codec_dist.statistics.moments import Moments
-from codec_dist.statistics.sign_correlation import SignCorrelation
-from codec_dist.statistics.sparsity import HoyerStatistics
 
 
 @dataclass(frozen=True)
