@@ -8,8 +8,9 @@ A notebook opens a run's summary with :class:`ModeSummary`; a pipeline folds :fu
 from codec_dist.modes.concepts import load_concepts, parse_concepts
 from codec_dist.modes.correlations import Correlations, LoadingCorrelations
 from codec_dist.modes.errors import ModesError
-from codec_dist.modes.files import SummaryWriter, write_statistics
-from codec_dist.modes.folding import (
+from codec_dist.modes.layer_modes import LayerModes, TopClass, TopMode
+from codec_dist.modes.layer_summary import PARTS, LayerSummary
+from codec_dist.modes.map_reduce import (
     FoldInputs,
     SummaryTask,
     assign_parts,
@@ -19,8 +20,6 @@ from codec_dist.modes.folding import (
     summarize_shards,
     summary_tasks,
 )
-from codec_dist.modes.layer_modes import LayerModes, TopClass, TopMode
-from codec_dist.modes.layer_summary import PARTS, LayerSummary
 from codec_dist.modes.specificity import Coverage, Specificity, coverage, specificity
 from codec_dist.modes.stability import (
     STABILITY_FILE,
@@ -31,6 +30,7 @@ from codec_dist.modes.stability import (
     write_stability,
 )
 from codec_dist.modes.summary import ModeSummary
+from codec_dist.modes.summary_files import SummaryWriter, write_statistics
 from codec_dist.modes.top_images import TopImages, TopLoadings
 
 __all__ = [

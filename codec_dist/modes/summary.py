@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from codec_dist.modes.errors import ModesError
-from codec_dist.modes.files import SummaryWriter, read_layer, read_tables
 from codec_dist.modes.layer_modes import CHANNEL, MODE, LayerModes
-from codec_dist.modes.tables import join_tables, summary_tables
+from codec_dist.modes.mode_tables import join_tables, summary_tables
+from codec_dist.modes.summary_files import SummaryWriter, read_layer, read_tables
 from codec_dist.utils import suggestion
 
 Key = tuple[str, str, str]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_disk import small_disk
 
-from codec_dist.modes.files import SummaryWriter, write_statistics
+from codec_dist.modes.summary_files import SummaryWriter, write_statistics
 
 
 def write_nothing(folder: Path) -> None:

@@ -19,7 +19,7 @@ from codec_dist import utils
 from codec_dist.modes.correlations import Correlations
 from codec_dist.modes.errors import ModesError
 from codec_dist.modes.layer_modes import CHANNEL, MODE, LayerModes
-from codec_dist.modes.tables import SUMMARY_SCHEMAS, join_tables, statistics_table, summary_tables
+from codec_dist.modes.mode_tables import SUMMARY_SCHEMAS, join_tables, statistics_table, summary_tables
 from codec_dist.statistics import Distribution, LayerStatisticsResult
 from codec_dist.utils import escape_name, write_bytes_atomically
 
