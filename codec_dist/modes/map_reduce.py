@@ -21,9 +21,8 @@ from torch import Tensor
 
 from codec_dist.modes.errors import ModesError
 from codec_dist.modes.layer_modes import CHANNEL, MODE, LayerModes
-from codec_dist.modes.layer_summary import EVALUATE, LayerSummary, PartCorrelations, part_codes
+from codec_dist.modes.layer_summary import EVALUATE, LayerSummary, PartCorrelations, TopLoadings, part_codes
 from codec_dist.modes.stability import read_stability
-from codec_dist.modes.top_images import TopLoadings
 from codec_dist.sae import SparseAutoencoder
 from codec_dist.statistics import LayerStatistics, hoyer
 from codec_dist.store import ContributionStore, samples_version
