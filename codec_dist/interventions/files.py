@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from codec_dist.interventions.class_results import CLASSES, SUBJECTS, LayerResults
 from codec_dist.interventions.errors import InterventionError
-from codec_dist.interventions.subjects import CLASSES, SUBJECTS, LayerResults
 from codec_dist.interventions.uncertainty import AREAS, CURVES, NULLS, areas, curves, nulls
 from codec_dist.utils import read_tables, write_bytes_atomically
 
