@@ -21,7 +21,7 @@ from codec_dist.interventions import (
     plan_experiment,
     preserve,
 )
-from codec_dist.interventions.grouping import group_conditions
+from codec_dist.interventions.running import group_conditions
 
 CLASSES = 4
 
