@@ -1,4 +1,4 @@
-"""Right answers under many conditions, each image under those that need its class: the model that is changed, and sums."""
+"""Right answers under many conditions: the model with its channels changed, its batches, and sums of its answers."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -253,9 +253,6 @@ def _count_batch(
     return correct
 
 
-# ---- A model whose hidden tensor at one layer is replaced by pairs of images and channel masks
-
-
 class _LayerReached(Exception):  # noqa: N818 (it stops a forward pass; nothing went wrong)
     """Carries the hidden tensor out of a forward pass that need not go on."""
 
@@ -263,7 +260,7 @@ class _LayerReached(Exception):  # noqa: N818 (it stops a forward pass; nothing 
         self.hidden = hidden
 
 
-# ---- Many conditions sorted so that no image runs twice under one mask, and none under a condition in vain
+# ---- Conditions sorted so that no image runs twice under one mask, and none under a condition in vain
 
 
 def group_conditions(conditions: Sequence[Condition]) -> Groups:
@@ -300,9 +297,6 @@ def _pack_masks(conditions: Sequence[Condition]) -> UInt8[np.ndarray, "condition
         )
         packed.append(np.packbits(np.where(chosen, ~ablated, ~preserved), axis=1))
     return np.concatenate(packed)
-
-
-# ---- Right answers per condition and class, as sums that workers build and a fold merges
 
 
 def cell_offsets(conditions: Sequence[Condition]) -> Int[np.ndarray, "conditions_and_end"]:

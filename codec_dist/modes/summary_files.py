@@ -1,4 +1,4 @@
-"""The files of a mode summary (Parquet tables, and Zarr for what is not a table), and the summary as a notebook reads it."""
+"""The files of a mode summary: Parquet tables, and Zarr for the rest; and the summary as a notebook reads it."""
 
 import functools
 import io

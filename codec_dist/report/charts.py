@@ -1,4 +1,4 @@
-"""The kinds of charts in the report: lines, bars within bars, and dots by row; and the parts of which they are drawn."""
+"""The kinds of charts in the report (lines, bars within bars, dots by row), and the parts of which they are drawn."""
 
 import itertools
 import math
@@ -394,7 +394,7 @@ def _shortened(name: str, most: int) -> str:
     return name if len(name) <= most else "…" + name[-(most - 1) :]
 
 
-# ---- The parts of a chart: scales, ticks, marks and text, as elements that escape what they hold
+# ---- Ticks and text
 
 
 def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:

@@ -1,6 +1,6 @@
 """A run's main numbers, and the findings of the paper tried on this run (METHOD: "Reference figures").
 
-They are findings, not identities: each is said to hold, to hold in part, or not to hold, with the numbers.
+What the paper finds on ImageNet networks is no identity: each finding is said to hold, to hold in part, or not to hold, with the numbers.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -171,7 +171,7 @@ def _median(values: Sequence[float]) -> float:
     return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
 
 
-# ---- The laws that the paper finds on ImageNet networks (METHOD: "Reference figures"), tried on this run
+# ---- The findings of the paper, tried on this run
 
 
 def try_laws(data: RunData) -> list[Law]:

@@ -1,14 +1,14 @@
 """SAEs in the file layouts of SAELens and overcomplete, where the formulas are the same. Needs neither of them.
 
-In SAELens, W_enc is [d_in, d_sae] and W_dec [d_sae, d_in]; a = (x − b_dec) W_enc + b_enc if
-``apply_b_dec_to_input``. ``standard`` is ReLU, ``topk`` keeps the ``k`` largest, ``jumprelu`` those above
-``threshold``; ``gated`` has b_gate, r_mag and b_mag in place of b_enc.
+In SAELens, W_enc is [d_in, d_sae] and W_dec [d_sae, d_in]; a = (x − b_dec) W_enc + b_enc if ``apply_b_dec_to_input``.
+``standard`` is ReLU, ``topk`` keeps the ``k`` largest, ``jumprelu`` those above ``threshold``; ``gated`` has b_gate,
+r_mag and b_mag in place of b_enc.
 
-The SAEs of overcomplete with the ``linear`` encoder are a = x Wᵀ + c with W = ``encoder.final_block.0.weight`` [nb_concepts, input]
-and c = ``encoder.final_block.0.bias``; x̂ = z D with D = exp(``dictionary.multiplier``) · normalization
-(``dictionary._weights``), and no decoder bias. ``SAE`` is ReLU, ``TopKSAE`` keeps the ``top_k`` largest, ``JumpSAE``
-those that reach exp(``thresholds``). That library saves whole modules by pickle; here the state and the constructor's arguments
-are kept apart::
+The SAEs of overcomplete with the ``linear`` encoder are a = x Wᵀ + c with W = ``encoder.final_block.0.weight``
+[nb_concepts, input] and c = ``encoder.final_block.0.bias``; x̂ = z D with D = exp(``dictionary.multiplier``) ·
+normalization (``dictionary._weights``), and no decoder bias. ``SAE`` is ReLU, ``TopKSAE`` keeps the ``top_k``
+largest, ``JumpSAE`` those that reach exp(``thresholds``). That library saves whole modules by pickle; here the state
+and the constructor's arguments are kept apart::
 
     config = json.loads(Path(folder, "config.json").read_text())
     model = getattr(overcomplete.sae, config["class"])(**config["arguments"])
