@@ -17,10 +17,9 @@ from codec_dist.attribution.capture import Capture, Captured
 from codec_dist.attribution.cuts import find_cuts
 from codec_dist.attribution.errors import AttributionError, NotFiniteError, require_whole
 from codec_dist.attribution.evaluation import Evaluation
-from codec_dist.attribution.folding import FoldPair, find_foldable, laid_out, prepared, unwatched
+from codec_dist.attribution.fast_model import FoldPair, find_foldable, laid_out, prepared, unwatched
 from codec_dist.attribution.fused import can_fuse
-from codec_dist.attribution.interval_errors import IntervalErrors, affordable_bytes, measure_intervals
-from codec_dist.attribution.memory import (
+from codec_dist.attribution.image_memory import (
     FILL_BYTES,
     SPARE_FACTOR,
     Footprint,
@@ -30,6 +29,7 @@ from codec_dist.attribution.memory import (
     is_out_of_memory,
     measure_image,
 )
+from codec_dist.attribution.interval_errors import IntervalErrors, affordable_bytes, measure_intervals
 from codec_dist.attribution.methods import IntegratedGradients, Method
 from codec_dist.attribution.path_choice import PathChoice, choose_path
 from codec_dist.attribution.path_sums import fused_difference

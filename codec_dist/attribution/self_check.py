@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from codec_dist.attribution.capture import Captured, borrowed, edited
 from codec_dist.attribution.errors import AttributionError
-from codec_dist.attribution.memory import is_out_of_memory
+from codec_dist.attribution.image_memory import is_out_of_memory
 from codec_dist.attribution.outputs import checked_output, widened
 from codec_dist.models import model_call, reason_of
 from codec_dist.models.layers import LayerKey

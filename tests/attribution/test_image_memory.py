@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from codec_dist.attribution import AttributionError, Attributor, Capture, IntegratedGradients, Rank, TopK
-from codec_dist.attribution.memory import measure_image
+from codec_dist.attribution.image_memory import measure_image
 from codec_dist.models import resolve_layers
 
 Pair = tuple[nn.Module, Tensor]

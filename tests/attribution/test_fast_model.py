@@ -9,7 +9,7 @@ from torchvision.models import mobilenet_v3_small
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from codec_dist.attribution import Attributor, Capture, IntegratedGradients, edited
-from codec_dist.attribution.folding import find_foldable, prepared
+from codec_dist.attribution.fast_model import find_foldable, prepared
 from codec_dist.models import LayerKey, resolve_layers
 
 Pair = tuple[nn.Module, Tensor]
