@@ -1,8 +1,7 @@
 """How much each hidden unit adds to the output: the contribution engine, its methods, targets and reductions."""
 
 from codec_dist.attribution.baselines import BASELINES, Baseline, Blur, Constant, GivenImage, MeanImage, Zeros
-from codec_dist.attribution.capture import Capture, Captured, borrowed, edited
-from codec_dist.attribution.cuts import find_cuts
+from codec_dist.attribution.capture import Capture, Captured, borrowed, edited, find_cuts
 from codec_dist.attribution.data_statistics import DataStatistics
 from codec_dist.attribution.engine import Attributor
 from codec_dist.attribution.errors import AttributionError, NotFiniteError

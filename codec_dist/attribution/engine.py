@@ -13,12 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from codec_dist.attribution.batch import BatchTotals, LayerSettings, check_finite, explain
-from codec_dist.attribution.capture import Capture, Captured
-from codec_dist.attribution.cuts import find_cuts
+from codec_dist.attribution.capture import Capture, Captured, find_cuts
 from codec_dist.attribution.errors import AttributionError, NotFiniteError, require_whole
 from codec_dist.attribution.evaluation import Evaluation
 from codec_dist.attribution.fast_model import FoldPair, find_foldable, laid_out, prepared, unwatched
-from codec_dist.attribution.fused import can_fuse
 from codec_dist.attribution.image_memory import (
     FILL_BYTES,
     SPARE_FACTOR,
@@ -32,7 +30,7 @@ from codec_dist.attribution.image_memory import (
 from codec_dist.attribution.interval_errors import IntervalErrors, affordable_bytes, measure_intervals
 from codec_dist.attribution.methods import IntegratedGradients, Method
 from codec_dist.attribution.path_choice import PathChoice, choose_path
-from codec_dist.attribution.path_sums import fused_difference
+from codec_dist.attribution.path_sums import can_fuse, fused_difference
 from codec_dist.attribution.reductions import make_reduction
 from codec_dist.attribution.results import AttributionResult, concatenate
 from codec_dist.attribution.self_check import Optimizations, SelfCheck, fastest_agreeing, two_images

@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from codec_dist.attribution.capture import Captured
+from codec_dist.attribution.capture import Captured, checked_output, widened
 from codec_dist.attribution.errors import AttributionError
-from codec_dist.attribution.outputs import checked_output, widened
 from codec_dist.attribution.targets import Target, named_errors
 from codec_dist.models import model_call
 from codec_dist.models.layers import LayerKey

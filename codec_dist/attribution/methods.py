@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from codec_dist.attribution.baselines import Baseline, as_baseline
+from codec_dist.attribution.capture import widened
 from codec_dist.attribution.data_statistics import DataStatistics
 from codec_dist.attribution.errors import AttributionError, require_whole
 from codec_dist.attribution.evaluation import Evaluation, Point
-from codec_dist.attribution.outputs import widened
 from codec_dist.attribution.path_points import (
     Fractions,
     GivenPoints,

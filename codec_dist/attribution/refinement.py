@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from codec_dist.attribution.capture import widened
 from codec_dist.attribution.errors import AttributionError, require_whole
 from codec_dist.attribution.evaluation import Evaluation, Point
-from codec_dist.attribution.outputs import widened
 from codec_dist.attribution.path_sums import HiddenTotal, PathSum, RunningSum
 from codec_dist.attribution.reductions import Reduction, Split
 from codec_dist.models.layers import LayerKey
