@@ -2,14 +2,11 @@
 
 On a CPU the elementwise work is bound by memory, and done as plain tensor operations it is a seventh of the
 time of a ResNet-50's steps. So it goes through the tensors in pieces that stay in the cache, and reads
-and writes main memory once per operand. On a GPU a fused kernel does better still (see
-:mod:`codec_dist.attribution.path_sums`).
+and writes main memory once per operand.
 
-The trapezoid sum, its split by sign and the sum over positions as one Triton kernel: every h and g of the path
-is read once, and only the two results are written. Done as tensor operations with a running sum, the same work
-moves three to four times as many bytes.
-
-:func:`split_path_reference` is the same function in plain torch.
+On a GPU the trapezoid sum, its split by sign and the sum over positions are one Triton kernel (:func:`split_path`):
+every h and g of the path is read once, and only the two results are written. Done as tensor operations with a
+running sum, the same work moves three to four times as many bytes.
 """
 
 import importlib.util
@@ -34,7 +31,6 @@ Hidden = Float[Tensor, "batch ..."]
 PointHidden = Float[Tensor, "points ..."]
 
 Points = Sequence[Float[Tensor, "batch channels positions"]]
-Split = tuple[Float[Tensor, "batch channels"], Float[Tensor, "batch channels"]]
 
 
 class HiddenTotal(ABC):

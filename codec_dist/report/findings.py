@@ -1,6 +1,7 @@
 """A run's main numbers, and the findings of the paper tried on this run (METHOD: "Reference figures").
 
-What the paper finds on ImageNet networks is no identity: each finding is said to hold, to hold in part, or not to hold, with the numbers.
+What the paper finds on ImageNet networks is no identity: each finding is said to hold, to hold in part, or not to
+hold, with the numbers.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
