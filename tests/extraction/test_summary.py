@@ -6,7 +6,7 @@ import pytest
 
 from codec_dist.config import TrackingSection
 from codec_dist.extraction import ExtractionError
-from codec_dist.extraction.account import Account
+from codec_dist.extraction.summary import Account
 from codec_dist.extraction.timing import Stopwatch, TimeSplit
 from codec_dist.extraction.worker import Receipt
 from codec_dist.shards import ShardInfo

@@ -17,7 +17,7 @@ from codec_dist.extraction.batches import Batch, Dropped, make_batches
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.extraction.identity import needs_statistics
 from codec_dist.extraction.microbatch import settle_microbatch
-from codec_dist.extraction.path_choice import resolve_points
+from codec_dist.extraction.path_calibration import resolve_points
 from codec_dist.extraction.plan import (
     Plan,
     build_attributor,
