@@ -2,8 +2,7 @@
 
 from codec_dist.extraction.coordinator import FailedShard
 from codec_dist.extraction.errors import ExtractionError
-from codec_dist.extraction.extract import extract
-from codec_dist.extraction.mending import mend_store
+from codec_dist.extraction.extract import extract, mend_store
 from codec_dist.extraction.plan import Plan, make_plan
 from codec_dist.extraction.summary import ExtractionSummary
 

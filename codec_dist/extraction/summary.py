@@ -10,8 +10,7 @@ from codec_dist.config import Config
 from codec_dist.extraction.agreement import NOTHING_EXPECTED, Agreement, Expectation, warnings_of
 from codec_dist.extraction.completeness import Completeness
 from codec_dist.extraction.errors import ExtractionError
-from codec_dist.extraction.timing import TimeSplit
-from codec_dist.extraction.worker import Receipt
+from codec_dist.extraction.worker import Receipt, TimeSplit
 from codec_dist.shards import ShardInfo
 from codec_dist.store import Marker
 from codec_dist.tracking import Tracker

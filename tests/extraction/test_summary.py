@@ -7,8 +7,7 @@ import pytest
 from codec_dist.config import TrackingSection
 from codec_dist.extraction import ExtractionError
 from codec_dist.extraction.summary import Account
-from codec_dist.extraction.timing import Stopwatch, TimeSplit
-from codec_dist.extraction.worker import Receipt
+from codec_dist.extraction.worker import Receipt, Stopwatch, TimeSplit
 from codec_dist.shards import ShardInfo
 from codec_dist.tracking import Tracker, read_metrics
 from codec_dist.utils import Progress
