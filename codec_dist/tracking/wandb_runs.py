@@ -1,9 +1,15 @@
-"""One W&B run: started without questions, written without surprises, finished with its file complete."""
+"""One W&B run: started without questions, written without surprises, finished with its file complete.
+
+A file starts with 7 bytes of W&B's own; then, in blocks of 32 KiB, come fragments of a 7-byte header
+(checksum, length, kind) and a payload. No fragment crosses a block.
+"""
 
 import netrc
 import os
+import struct
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
@@ -17,7 +23,6 @@ import numpy as np
 from codec_dist.config import TrackingSection
 from codec_dist.tracking.errors import TrackingError
 from codec_dist.tracking.journal import finite, read_metrics
-from codec_dist.tracking.offline import wait_until_complete
 from codec_dist.tracking.wandb_environment import SWEEP_STAGE, generate_id, sweep_environment, wandb_environment
 from codec_dist.utils import environment, identifier, naming_full_disk, without_credentials
 
@@ -33,6 +38,10 @@ FINISHED, FAILED, INTERRUPTED = 0, 1, 255
 
 _open_runs = 0
 _lock = threading.Lock()
+
+BLOCK = 32 * 1024
+HEADER = 7
+FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
 class WandbRun:
@@ -354,3 +363,62 @@ def _one_type(cells: list[Any]) -> list[Any]:
 def _definition(name: str) -> str:
     """A metric's name as `define_metric` wants it: an unescaped dot would mean a nested value."""
     return name.replace("\\", "\\\\").replace(".", "\\.")
+
+
+# ---- The files in which W&B keeps offline runs: LevelDB's log framing around protobuf records
+
+
+def read_payloads(path: Path, start: int = 0) -> Iterator[bytes]:
+    """The whole payloads from the block at byte ``start`` on; an unfinished last one is left out."""
+    with path.open("rb") as file:
+        file.seek(start)
+        content = file.read()
+    position = HEADER if start == 0 else 0
+    fragments: list[bytes] | None = None
+    while position + HEADER <= len(content):
+        room = BLOCK - position % BLOCK
+        _, length, kind = struct.unpack_from("<IHB", content, position)
+        if room < HEADER or kind == 0:  # the rest of a block is padding
+            position += room
+            continue
+        payload = content[position + HEADER : position + HEADER + length]
+        position += HEADER + length
+        if len(payload) < length:
+            return
+        if kind in (FULL, FIRST):
+            fragments = []
+        if fragments is not None:  # else: the rest of a payload that began before `start`
+            fragments.append(payload)
+            if kind in (FULL, LAST):
+                yield b"".join(fragments)
+                fragments = None
+
+
+def is_complete(path: Path) -> bool:
+    """Whether the last record says that the run has ended, so that nothing is still to be flushed."""
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    if not path.exists():
+        return False
+    # The closing record is small: it lies in the last two blocks.
+    start = max(path.stat().st_size // BLOCK - 1, 0) * BLOCK
+    last = None
+    for last in read_payloads(path, start):  # noqa: B007 - only the last one counts
+        pass
+    if last is None:
+        return False
+    record = Record()
+    try:
+        record.ParseFromString(last)
+    except DecodeError:
+        return False
+    return bool(record.HasField("exit"))
+
+
+def wait_until_complete(path: Path, seconds: float) -> bool:
+    """Wait until W&B has written a run's last record, at most so long; say whether it has."""
+    deadline = time.monotonic() + seconds
+    while not (complete := is_complete(path)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return complete

@@ -19,7 +19,7 @@ from codec_dist.pipeline import STAGES, PipelineError, RunDirectory, part_images
 from codec_dist.pipeline.runner import current_stages
 from codec_dist.shards import digits, pack
 from codec_dist.store import ContributionStore, StoreError
-from codec_dist.tracking.offline import read_payloads
+from codec_dist.tracking.wandb_runs import read_payloads
 
 pytestmark = pytest.mark.ray
 

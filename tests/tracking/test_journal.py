@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codec_dist.tracking import MetricsJournal, read_metrics
-from codec_dist.tracking.offline import is_complete, read_payloads
+from codec_dist.tracking.wandb_runs import is_complete, read_payloads
 
 
 def test_a_line_cut_by_a_crash_damages_no_later_line(tmp_path: Path) -> None:

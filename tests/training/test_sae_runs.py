@@ -9,7 +9,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from codec_dist.config import Choice, SaeGroup, TrackingSection, TrainingSettings
 from codec_dist.tracking import read_metrics
-from codec_dist.tracking.offline import read_payloads
+from codec_dist.tracking.wandb_runs import read_payloads
 from codec_dist.training.collectives import Ranks
 from codec_dist.training.model_selection import select_saes
 from codec_dist.training.rank import train_on_rank
