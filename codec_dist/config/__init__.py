@@ -1,14 +1,5 @@
 """One validated, frozen description of a run: read from YAML once, at the edge, then only passed on."""
 
-from codec_dist.config.loading import (
-    config_reference,
-    config_schema,
-    load_config,
-    parse_config,
-    save_config,
-    shown_config,
-    store_of_run,
-)
 from codec_dist.config.packaged import packaged_config, packaged_names
 from codec_dist.config.sections import (
     AttributionSection,
@@ -31,6 +22,15 @@ from codec_dist.config.sections import (
     TrackingSection,
     TrainingSettings,
     VisualizationSection,
+)
+from codec_dist.config.yaml_files import (
+    config_reference,
+    config_schema,
+    load_config,
+    parse_config,
+    save_config,
+    shown_config,
+    store_of_run,
 )
 from codec_dist.config.yaml_values import write_yaml
 
