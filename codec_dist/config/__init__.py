@@ -31,8 +31,8 @@ from codec_dist.config.yaml_files import (
     save_config,
     shown_config,
     store_of_run,
+    write_yaml,
 )
-from codec_dist.config.yaml_values import write_yaml
 
 __all__ = [
     "AttributionSection",

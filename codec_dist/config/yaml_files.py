@@ -1,6 +1,7 @@
 """From YAML and command-line overrides to a frozen :class:`Config`, and back to YAML."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,18 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from codec_dist.config.sections import Config, ConfigError, PathField
-from codec_dist.config.yaml_values import read_yaml, write_yaml
 from codec_dist.utils import suggestion, values_without_credentials, write_bytes_atomically
 
 NOT_PATHS = {"", "default", "none"}
+
+FLOAT = re.compile(
+    r"""[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+    |[0-9][0-9_]*[eE][-+]?[0-9]+
+    |\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
+    |\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$""",
+    re.VERBOSE,
+)
+REPLACED = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -260,3 +269,42 @@ def _reference(model: type[BaseModel], prefix: str) -> Iterator[str]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+# ---- YAML as people write it: `5e-5` is a number, `off` and `2024-05-01` are words
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with the scalars of YAML 1.2 instead of 1.1."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in REPLACED]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_FLOAT_RESOLVER = ("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
+_Loader.add_implicit_resolver(*_FLOAT_RESOLVER)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper that quotes texts which look like numbers in YAML 1.2, too: ``0E0``."""
+
+
+_Dumper.add_implicit_resolver(*_FLOAT_RESOLVER)
+
+
+def write_yaml(values: Any) -> str:
+    """Values as a YAML text that :func:`read_yaml` reads as the same."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(text: str) -> Any:
+    """The value that a YAML text stands for: plain mappings, lists, texts, numbers, booleans, null.
+
+    Raises:
+        yaml.YAMLError: the text is not YAML, or asks for anything else.
+    """
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 (derived from SafeLoader)
