@@ -19,8 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from codec_dist.attribution.errors import AttributionError
-from codec_dist.models import model_call
-from codec_dist.models.layers import LayerKey
+from codec_dist.models import LayerKey, model_call
 
 Edit = Callable[[Tensor], Tensor]
 

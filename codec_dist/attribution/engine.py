@@ -36,7 +36,7 @@ from codec_dist.attribution.results import AttributionResult, concatenate
 from codec_dist.attribution.self_check import Optimizations, SelfCheck, fastest_agreeing, two_images
 from codec_dist.attribution.targets import Target, TopK
 from codec_dist.attribution.tracing import AxisTrace
-from codec_dist.models.layers import resolve_layers
+from codec_dist.models import resolve_layers
 
 Images = Float[Tensor, "batch ..."]
 Labels = Int[Tensor, "labels"]

@@ -25,7 +25,7 @@ from codec_dist.attribution.path_points import (
 )
 from codec_dist.attribution.path_sums import HiddenTotal, PathSum, WholeTotal, path_sum_for
 from codec_dist.attribution.refinement import Adaptive, ImagePaths, as_adaptive
-from codec_dist.models.layers import LayerKey
+from codec_dist.models import LayerKey
 from codec_dist.utils import Registry, derive_seed
 
 # S of the paper.

@@ -13,7 +13,7 @@ from codec_dist.attribution.capture import widened
 from codec_dist.attribution.errors import AttributionError
 from codec_dist.attribution.tokens import find_tokens
 from codec_dist.attribution.tracing import Traced
-from codec_dist.models.layers import LayerKey
+from codec_dist.models import LayerKey
 from codec_dist.utils import suggestion
 
 Positions = Float[Tensor, "batch channels positions"]

@@ -19,7 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from codec_dist.attribution import axes
 from codec_dist.attribution.axes import IMAGE, UNKNOWN, Axis, Meaning, Origin, Run
 from codec_dist.attribution.capture import borrowed, edited
-from codec_dist.models.layers import LayerKey
+from codec_dist.models import LayerKey
 
 logger = logging.getLogger(__name__)
 

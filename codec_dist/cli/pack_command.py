@@ -18,7 +18,6 @@ from codec_dist.shards import (
     read_class_list,
     shapes,
 )
-from codec_dist.shards.shapes import PARTS_FILE
 from codec_dist.utils import CodecError
 
 # Options that only one kind of source has, by the name of their value.
@@ -41,7 +40,7 @@ def image_source(arguments: argparse.Namespace) -> tuple[Iterable[Sample], list[
         if arguments.classes is not None:
             shapes_options["classes"] = _number_of_classes(arguments.classes)
         drawn, classes = shapes(seed=arguments.seed, **shapes_options)
-        return drawn, classes, {PARTS_FILE: drawn.parts.to_json()}
+        return drawn, classes, drawn.beside
     if kind == "digits":
         if arguments.classes is not None:
             raise CodecError("--classes is an option for shapes, folders and Parquet files, but digits is digits")

@@ -29,11 +29,8 @@ from codec_dist.store import (
 from codec_dist.tracking import Tracker
 from codec_dist.utils import Progress
 
-# How many shards an error message names.
+# How many shards, or faults, a message names.
 NAMED = 3
-
-# How many faults a message names.
-NAMED_FAULTS = 3
 
 
 def extract(
@@ -125,7 +122,7 @@ def _name_failures(failed: list[FailedShard], shards: int) -> str:
     )
 
 
-# ---- Making a damaged store such that extraction completes it
+# ---- Repair: a damaged store such that extraction completes it
 
 
 def mend_store(store: str | Path, *, full: bool) -> Verification:
@@ -149,8 +146,8 @@ def mend_store(store: str | Path, *, full: bool) -> Verification:
     if found.ok:
         return found
     redo = repair_store(store, found)
-    named = "; ".join(f"{fault.where}: {fault.found}" for fault in found.faults[:NAMED_FAULTS])
-    more = f"; and {len(found.faults) - NAMED_FAULTS:,} more" if len(found.faults) > NAMED_FAULTS else ""
+    named = "; ".join(f"{fault.where}: {fault.found}" for fault in found.faults[:NAMED])
+    more = f"; and {len(found.faults) - NAMED:,} more" if len(found.faults) > NAMED else ""
     sys.stderr.write(
         f"extract: {len(found.faults):,} faults in the store {store}, {len(redo):,} shards are done again: "
         f"{named}{more}\n"

@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from codec_dist.attribution import Capture, borrowed, edited
-from codec_dist.attribution.capture import find_cuts
+from codec_dist.attribution import Capture, borrowed, edited, find_cuts
 from codec_dist.interventions.contexts import ChannelLayout
 from codec_dist.interventions.errors import InterventionError
 from codec_dist.interventions.planning import ABLATE, PRESERVE, Condition

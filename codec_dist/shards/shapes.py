@@ -140,6 +140,11 @@ class Shapes:
         self._colours = np.array([[list(COLOURS).index(part.colour) for part in each] for each in chosen])
         self._places = np.array([[PLACES.index(part.place) for part in each] for each in chosen])
 
+    @property
+    def beside(self) -> dict[str, bytes]:
+        """What is to lie beside the shards, by file name: ``parts.json``, which :func:`read_parts` reads."""
+        return {PARTS_FILE: self.parts.to_json()}
+
     def __len__(self) -> int:
         return self._count
 
