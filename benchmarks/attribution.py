@@ -8,6 +8,9 @@ Three contenders, interleaved so that a noisy machine cannot favour one:
 - naive: S + 1 passes with weight gradients, every hidden tensor and gradient of every step moved to the host
   and kept, multiplied and reduced at the end (a stand-in for research code). Left out with --no-naive.
 
+With --equal-residual the contenders are rules for the points of the path instead, on a published network and
+photographs (see docs/real_network.md): images/s of each where contributions miss at most so much of what they explain.
+
 Prints a table for people and one JSON line for machines. Ratios are medians over the rounds of a contender's time over
 that of bare in the same round. Peak host memory is that of a process which runs one contender once, less what it
 held before; peak device memory likewise.
@@ -16,6 +19,7 @@ held before; peak device memory likewise.
     python -m benchmarks.attribution --model timm:vit_base_patch16_224 --size 224 --channels 3 --batch 8 --no-naive
     python -m benchmarks.attribution --model torchvision:resnet50 --size 224 --channels 3 --batch 128 \
         --device cuda --autocast bfloat16
+    python -m benchmarks.attribution --equal-residual 0.1 0.05 0.02 --stamps /usr/share/tuxpaint/stamps
 """
 
 import argparse
@@ -27,6 +31,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +48,9 @@ def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    if arguments.equal_residual:
+        _print_equal_residual(arguments)
+        return
     contenders, attributor, model, images = _contenders(arguments)
     if arguments.only:
         print(json.dumps(_peak_of(contenders[arguments.only], arguments.device)))
@@ -74,6 +82,15 @@ def main() -> None:
     _print_table(seconds, ratios, arguments.batch)
     _print_rest(result)
     print(json.dumps(result))
+
+
+def _print_equal_residual(arguments: argparse.Namespace) -> None:
+    # Here, not at the top: it needs the packages of benchmarks/requirements.txt.
+    from benchmarks.equal_residual import measure
+
+    limits = sorted(arguments.equal_residual, reverse=True)
+    found = measure(limits, arguments.stamps, arguments.photographs, arguments.probe, arguments.microbatch)
+    print(json.dumps({"benchmark": "attribution, equal residual", "threads": torch.get_num_threads(), **found}))
 
 
 def bare_loop(model: nn.Module, images: Tensor, steps: int, autocast: torch.dtype | None = None) -> None:
@@ -252,6 +269,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds, after one to warm up")
     parser.add_argument("--no-naive", dest="naive", action="store_false", help="leave the naive reference out")
     parser.add_argument("--no-memory", dest="memory", action="store_false", help="do not measure peak memory")
+    parser.add_argument(
+        "--equal-residual", type=float, nargs="+", help="compare rules for path points at these residuals"
+    )
+    parser.add_argument("--stamps", type=Path, default=Path("/usr/share/tuxpaint/stamps"), help="folder of the stamps")
+    parser.add_argument("--photographs", type=int, default=20, help="photographs that are judged, at most 20")
+    parser.add_argument("--probe", type=int, default=48, help="stamps on which points are learned")
+    parser.add_argument("--microbatch", type=int, default=8, help="photographs that pass through the network at once")
     parser.add_argument("--only", choices=("bare", "engine", "naive"), help=argparse.SUPPRESS)
     return parser.parse_args()
 

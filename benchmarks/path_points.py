@@ -10,9 +10,11 @@ alike, so the ratio of two rules' steps at equal residual is that of their image
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -33,6 +35,7 @@ from codec_dist.attribution import (
 
 RULES: dict[str, PathPoints] = {"uniform": UniformPoints(), "square": PowerPoints(2.0), "cubic": PowerPoints(3.0)}
 DENSE = PowerPoints(3.0).fractions(200)
+BLURS = (4.0, 8.0, 16.0)
 
 
 def main() -> None:
@@ -60,6 +63,8 @@ def main() -> None:
             method = IntegratedGradients(points=points, adaptive={"tolerance": tolerance, "most": most})
             name = f"learned, S = {first}, adaptive {tolerance:g} (most {most})"
             rows.append(_measured(name, engine.with_method(method)(judged), reference))
+    if arguments.baselines:
+        rows += _other_baselines(engine, judged, probe)
     print(json.dumps({"benchmark": "path_points", "images": len(judged), "probe": len(probe), "rows": rows}))
 
 
@@ -67,6 +72,51 @@ def _row(
     name: str, engine: Attributor, images: Tensor, points: list[float], reference: AttributionResult
 ) -> dict[str, object]:
     return _measured(name, engine.with_method(IntegratedGradients(points=points))(images), reference, len(points) - 1)
+
+
+def _other_baselines(engine: Attributor, judged: Tensor, probe: Tensor) -> list[dict[str, object]]:
+    """Ten steps from blurred images, with points learned for them; and from pictures, averaged (expected gradients)."""
+    rows: list[dict[str, object]] = []
+    for sigma in BLURS:
+        baseline = {"name": "blur", "options": {"sigma": sigma}}
+        blurred = engine.with_method(IntegratedGradients(10, baseline))
+        errors = blurred.interval_errors(probe, dense_path(10))
+        reference = engine.with_method(IntegratedGradients(baseline=baseline, points=DENSE))(judged)
+        learned = choose_from(errors, IntegratedGradients(10)).fractions
+        for rule, points in (("uniform", UniformPoints().fractions(10)), ("learned", learned)):
+            result = engine.with_method(IntegratedGradients(baseline=baseline, points=points))(judged)
+            rows.append(_measured(f"{rule}, S = 10, blurred by {sigma:g} pixels", result, reference, 10))
+    for pictures in (1, 2, 5):
+        steps = 10 // pictures
+        rule: list[float] = list(UniformPoints().fractions(steps))
+        name = f"uniform, S = {steps}, from each of {pictures} pictures"
+        rows.append(
+            _measured(
+                name,
+                _averaged(engine, judged, probe[:pictures], rule),
+                _averaged(engine, judged, probe[:pictures], UniformPoints().fractions(100)),
+                10,
+            )
+        )
+    return rows
+
+
+def _averaged(engine: Attributor, images: Tensor, starts: Tensor, points: Sequence[float]) -> AttributionResult:
+    """Contributions and completeness averaged over starting images."""
+    results = [engine.with_method(IntegratedGradients(baseline=start, points=points))(images) for start in starts]
+    first = results[0]
+    mean = {
+        name: dataclasses.replace(
+            layer,
+            **{
+                field: torch.stack([getattr(each[name], field) for each in results]).mean(0)
+                for field in ("positive", "negative", "completeness")
+            },
+        )
+        for name, layer in first.items()
+    }
+    value = torch.stack([each.baseline_value for each in results]).mean(0)
+    return dataclasses.replace(first, layers=mean, baseline_value=value)
 
 
 def _measured(
@@ -103,6 +153,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--probe", type=int, default=48, help="pictures on which points are learned")
     parser.add_argument("--images", type=int, default=20, help="photographs on which they are judged, at most 20")
     parser.add_argument("--steps", type=int, nargs="+", default=[6, 10, 16, 24, 32, 48], help="numbers of steps")
+    parser.add_argument("--baselines", action="store_true", help="blurred and averaged baselines, too")
     parser.add_argument("--microbatch", type=int, default=8, help="images that pass through the network at once")
     return parser.parse_args()
 

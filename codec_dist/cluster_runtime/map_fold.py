@@ -43,6 +43,7 @@ def map_fold(
     *,
     num_cpus: float = 1,
     num_gpus: float = 0,
+    at_once: int | None = None,
     progress: Progress | None = None,
 ) -> Accumulator:
     """Apply ``function`` to every item in Ray tasks and merge the results in the order of the items.
@@ -57,6 +58,7 @@ def map_fold(
         function: runs in the worker with ``num_cpus`` threads; it must not depend on which one.
         num_cpus: CPUs of each task.
         num_gpus: GPUs of each task; without any, the task sees none.
+        at_once: run at most so many tasks at the same time; default: as many as the cluster has room for.
         progress: shown to the person who waits.
 
     Raises:
@@ -69,6 +71,7 @@ def map_fold(
     if not ray.is_initialized():
         raise ClusterError("no Ray session is open: call map_fold inside `with ray_session(...)`")
     slots = _slots(num_cpus, num_gpus)
+    window = WINDOW_PER_SLOT * slots if at_once is None else min(at_once, WINDOW_PER_SLOT * slots)
     task = ray.remote(
         num_cpus=num_cpus,
         num_gpus=num_gpus,
@@ -78,7 +81,7 @@ def map_fold(
     )(_apply)
     shared = ray.put(function)
     try:
-        return _Fold(todo, lambda item: task.remote(shared, item), slots, progress).run()
+        return _Fold(todo, lambda item: task.remote(shared, item), slots, window, progress).run()
     except ray.exceptions.RayTaskError as error:
         # The worker's own error, which callers know, rather than Ray's wrapping of it in a whole traceback.
         raise (error.cause if isinstance(error.cause, Exception) else error) from error
@@ -90,10 +93,15 @@ class _Fold:
     """Tasks that run ahead of the merging of their results, which keeps the order of the items."""
 
     def __init__(
-        self, items: Sequence[Any], start: Callable[[Any], "ray.ObjectRef"], slots: int, progress: Progress | None
+        self,
+        items: Sequence[Any],
+        start: Callable[[Any], "ray.ObjectRef"],
+        slots: int,
+        window: int,
+        progress: Progress | None,
     ) -> None:
         self._items, self._start, self._slots, self._progress = items, start, slots, progress
-        self._window = WINDOW_PER_SLOT * slots
+        self._window = window
         # Tasks of the items from the first that is not merged yet.
         self._tasks: deque[ray.ObjectRef] = deque()
         self._finished: set[ray.ObjectRef] = set()

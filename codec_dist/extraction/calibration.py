@@ -236,6 +236,7 @@ def _measure(plan: Plan, shards: Sequence[ShardInfo]) -> DataStatistics:
             shards,
             ShardStatistics(config, plan.location, plan.microbatch, frozen),
             num_cpus=config.cluster.cpus_per_actor,
+            at_once=config.cluster.actors,
             progress=progress,
         )
     if found.statistics is None:

@@ -192,8 +192,13 @@ def _try(plan: Plan, probe: Sequence[ProbePart], device: str) -> PathChoice:
 
 
 def _place(plan: Plan, device: str) -> dict[str, Any]:
-    """What a task takes of the cluster: as much as an actor."""
-    return {"num_cpus": plan.config.cluster.cpus_per_actor, "num_gpus": 1 if device == "cuda" else 0}
+    """What tasks take of the cluster: each as much as an actor, and no more of them at once than actors."""
+    cluster = plan.config.cluster
+    return {
+        "num_cpus": cluster.cpus_per_actor,
+        "num_gpus": 1 if device == "cuda" else 0,
+        "at_once": cluster.actors,
+    }
 
 
 def _engine(plan: Plan, device: str) -> tuple[LoadedModel, Attributor]:

@@ -1,8 +1,6 @@
 """Runs stages in order, and skips those that are done for this config and these inputs; or submits one as a Ray job."""
 
 import contextlib
-import functools
-import shlex
 import shutil
 import sys
 import tempfile
@@ -14,15 +12,16 @@ from codec_dist.cluster_runtime import JobOutcome, submit_job
 from codec_dist.config import Config, ConfigError, load_config, save_config, shown_config
 from codec_dist.extraction import Plan, make_plan
 from codec_dist.pipeline.errors import PipelineError
+from codec_dist.pipeline.fingerprints import StageFingerprints
 from codec_dist.pipeline.images import load_run_model, run_index
 from codec_dist.pipeline.inputs import planned_inputs, present_inputs
 from codec_dist.pipeline.run_directory import RunDirectory, StageRecord
-from codec_dist.pipeline.stage import Stage, StageContext
+from codec_dist.pipeline.stage import RunFacts, Stage, StageContext
 from codec_dist.pipeline.stages import STAGES, check_choices
 from codec_dist.shards import ShardInfo
 from codec_dist.store import samples_version
 from codec_dist.tracking import Tracker
-from codec_dist.utils import CodecError, hash_json, naming_full_disk
+from codec_dist.utils import naming_full_disk
 
 # Options of models that follow from their weights.
 FOLLOWING_OPTIONS = ("transform_input",)
@@ -51,9 +50,10 @@ def run_stages(config: Config, names: Sequence[str] | None = None) -> list[Stage
     """
     check_choices(config)
     run = RunDirectory(config.run.directory, config.store.location)
-    config, notes = _with_model_settings(config, run, names)
+    facts, notes = _look_up(config, run, names)
+    config, fingerprints = facts.config, StageFingerprints(facts, STAGES)
     asked = [stage for stage in STAGES if names is None or stage.name in names]
-    planned = _check_ahead(config, run, asked)
+    planned = _check_ahead(facts, fingerprints, asked)
     for note in notes:
         _say(f"extract: {note}")
     # A config that turns out to be refused must not take the place of the one that the run was made with.
@@ -61,11 +61,11 @@ def run_stages(config: Config, names: Sequence[str] | None = None) -> list[Stage
         _save_config(config, run)
     records = []
     with contextlib.ExitStack() as resources:
-        context = StageContext(config, run, None, functools.partial(current_stages, config, run), resources, planned)
+        context = StageContext(config, run, None, fingerprints.current_stages, resources, planned)
         for stage in asked:
             # What is written by libraries of others names no file, or nothing at all.
             with naming_full_disk(run.path, own=True):
-                records.append(_run_stage(stage, context))
+                records.append(_run_stage(stage, context, fingerprints))
     _save_config(config, run)
     return records
 
@@ -78,29 +78,37 @@ def check_config(config: Config) -> None:
     """
     check_choices(config)
     run = RunDirectory(config.run.directory, config.store.location)
-    config, _ = _with_model_settings(config, run, None)
-    _check_ahead(config, run, STAGES)
+    facts, _ = _look_up(config, run, None)
+    _check_ahead(facts, StageFingerprints(facts, STAGES), STAGES)
 
 
-def _check_ahead(config: Config, run: RunDirectory, asked: Sequence[Stage]) -> Planned | None:
+def current_stages(config: Config, run: RunDirectory, readable: bool = True) -> set[str]:
+    """The stages of a run whose results belong to this config and to each other.
+
+    Where the shards are not ``readable``, nothing speaks against the stages that are there.
+    """
+    return StageFingerprints(RunFacts(config, run), STAGES).current_stages(readable)
+
+
+def _check_ahead(facts: RunFacts, fingerprints: StageFingerprints, asked: Sequence[Stage]) -> Planned | None:
     """Let every stage from the first one on that is asked for refuse what it cannot do; the extraction, as planned.
 
     So do later stages that are not asked for, where the config says anything about them: they are to use what these
     make.
     """
-    names = {stage.name for stage in asked}
+    config, run, names = facts.config, facts.run, {stage.name for stage in asked}
     following = STAGES[STAGES.index(asked[0]) :] if asked else ()
     if "extract" not in names and not any(stage.check for stage in asked):
         return None
-    split = run.split if _is_current("prepare", config, run) else None
+    split = run.split if fingerprints.is_current("prepare") else None
     planned: Planned | None = None
-    if "extract" in names and (samples_version(run.store) is None or not _is_current("extract", config, run)):
+    if "extract" in names and (samples_version(run.store) is None or not fingerprints.is_current("extract")):
         planned = make_plan(config)
         inputs = planned_inputs(config, planned[0], split)
     else:
         for stage in asked[:1]:
             # Refuses what an earlier stage has not made yet.
-            stage_fingerprint(stage, config, run)
+            fingerprints.of(stage.name)
         inputs = present_inputs(config, run, split, trained=not names & {"extract", "train"})
     for stage in following:
         if stage.check is not None and (stage.name in names or stage.is_configured(config)):
@@ -108,25 +116,18 @@ def _check_ahead(config: Config, run: RunDirectory, asked: Sequence[Stage]) -> P
     return planned
 
 
-def _is_current(name: str, config: Config, run: RunDirectory) -> bool:
-    """Whether a stage that needs no other was done for this config."""
-    stage = next(stage for stage in STAGES if stage.name == name)
-    record = run.record(name)
-    return record is not None and record.fingerprint == stage_fingerprint(stage, config, run)
+def _look_up(config: Config, run: RunDirectory, names: Sequence[str] | None) -> tuple[RunFacts, tuple[str, ...]]:
+    """What the config leaves to shards and model, and what is to be said of the model where images are explained.
 
-
-def _with_model_settings(
-    config: Config, run: RunDirectory, names: Sequence[str] | None
-) -> tuple[Config, tuple[str, ...]]:
-    """The config with the preprocessing and the options that follow from the model's weights, and what is to be said
-    of them where images are explained. Later stages find them in the run's own config, and need no model for that.
+    The model's own settings (preprocessing, options that follow from its weights) become part of the config. Later
+    stages find them in the run's own config, and need no model for that.
     """
     stages = {stage.name for stage in STAGES} if names is None else set(names)
     if "extract" not in stages:
-        return _with_saved_model(config, run), ()
-    run_index(config)  # shards that are not there are said before weights are fetched
+        return RunFacts(_with_saved_model(config, run), run), ()
+    index = run_index(config)  # shards that are not there are said before weights are fetched
     loaded = load_run_model(config)
-    return config.model_copy(update={"model": loaded.section}), tuple(loaded.notes)
+    return RunFacts(config.model_copy(update={"model": loaded.section}), run, index), tuple(loaded.notes)
 
 
 def _with_saved_model(config: Config, run: RunDirectory) -> Config:
@@ -146,46 +147,6 @@ def _with_saved_model(config: Config, run: RunDirectory) -> Config:
     return config.model_copy(update={"model": saved}) if expected == saved else config
 
 
-def stage_fingerprint(stage: Stage, config: Config, run: RunDirectory) -> str:
-    """Hash of a stage's own settings and of its inputs' fingerprints.
-
-    Raises:
-        PipelineError: a stage that it needs was not run, or was run for other settings.
-    """
-    inputs = {}
-    for need in stage.needs:
-        record = run.record(need)
-        earlier = next(one for one in STAGES if one.name == need)
-        # The first stage has no command of its own: `extract` includes it.
-        command = f"codec-dist {'extract' if need == 'prepare' else need} {shlex.quote(str(run.config))}"
-        if record is None:
-            raise PipelineError(f"`{stage.name}` needs `{need}` first: run `{command}`")
-        if record.fingerprint != stage_fingerprint(earlier, config, run):
-            raise PipelineError(f"`{need}` was run with other settings than this config's: run `{command}` again")
-        inputs[need] = record.fingerprint
-    return hash_json({"stage": stage.name, "settings": stage.settings(config, run), "inputs": inputs})
-
-
-def current_stages(config: Config, run: RunDirectory, readable: bool = True) -> set[str]:
-    """The stages whose results belong to this config and to each other.
-
-    Where the shards are not ``readable``, nothing speaks against the stages that are there.
-    """
-    current: set[str] = set()
-    for stage in STAGES:
-        record = run.record(stage.name)
-        if record is None or not current.issuperset(stage.needs):
-            continue
-        try:
-            belongs = not readable or record.fingerprint == stage_fingerprint(stage, config, run)
-        except CodecError:
-            # Data or model are out of reach, as where a run is only looked at: nothing speaks against its files.
-            belongs = True
-        if belongs:
-            current.add(stage.name)
-    return current
-
-
 def _save_config(config: Config, run: RunDirectory) -> None:
     """Write the resolved config, unless the one that is there says the same (in its own words)."""
     # Where the work ran is no part of the run: another machine has other addresses.
@@ -198,9 +159,9 @@ def _save_config(config: Config, run: RunDirectory) -> None:
     save_config(kept, run.config)
 
 
-def _run_stage(stage: Stage, context: StageContext) -> StageRecord:
+def _run_stage(stage: Stage, context: StageContext, fingerprints: StageFingerprints) -> StageRecord:
     config, run = context.config, context.run
-    fingerprint = stage_fingerprint(stage, config, run)
+    fingerprint = fingerprints.of(stage.name)
     record = run.record(stage.name)
     if record and record.fingerprint == fingerprint and stage.complete(run):
         _say(f"{stage.name}: done already")

@@ -3,14 +3,17 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from codec_dist.cluster_runtime import ray_session
 from codec_dist.config import Config
 from codec_dist.extraction import Plan
+from codec_dist.models import LoadedModel
+from codec_dist.pipeline.images import load_run_model, run_index
 from codec_dist.pipeline.inputs import StageInputs
 from codec_dist.pipeline.run_directory import RunDirectory
-from codec_dist.shards import ShardInfo
+from codec_dist.shards import ShardIndex, ShardInfo
 from codec_dist.tracking import Tracker
 
 
@@ -39,6 +42,31 @@ class StageContext:
         yield
 
 
+class RunFacts:
+    """What the settings of stages are made of; shards are listed, and the model is loaded, when first needed.
+
+    Args:
+        config: with what follows from the model's weights.
+        run: the run's folder.
+        index: of the run's shards, where it was read already.
+    """
+
+    def __init__(self, config: Config, run: RunDirectory, index: ShardIndex | None = None) -> None:
+        self.config, self.run = config, run
+        if index is not None:
+            self.index = index
+
+    @cached_property
+    def index(self) -> ShardIndex:
+        """The index of the run's shards."""
+        return run_index(self.config)
+
+    @cached_property
+    def model(self) -> LoadedModel:
+        """The run's model."""
+        return load_run_model(self.config)
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of a run; ``codec-dist NAME CONFIG`` runs it alone."""
@@ -46,7 +74,7 @@ class Stage:
     name: str
     needs: tuple[str, ...]
     """Earlier stages whose results it reads."""
-    settings: Callable[[Config, RunDirectory], Any]
+    settings: Callable[[RunFacts], Any]
     """The JSON value of all settings that change its result."""
     complete: Callable[[RunDirectory], bool]
     """Whether the files that later stages read are there."""
@@ -58,6 +86,9 @@ class Stage:
     """Section of the config that is about this stage alone."""
     tracked: bool = True
     """Whether the runner opens the stage's tracker (training opens its own, with the settings of its SAEs)."""
+
+    reads_records: bool = False
+    """Whether its settings include the records of other stages, which change while a command runs."""
 
     def is_configured(self, config: Config) -> bool:
         """Whether the config says anything about this stage, beside defaults."""

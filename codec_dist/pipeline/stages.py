@@ -12,13 +12,13 @@ from codec_dist.config import Config
 from codec_dist.extraction import extract
 from codec_dist.interventions import RESULTS_FORMAT, results_are_current
 from codec_dist.pipeline.errors import PipelineError
-from codec_dist.pipeline.images import load_run_model, run_index, unreadable_shards
+from codec_dist.pipeline.images import unreadable_shards
 from codec_dist.pipeline.inputs import StageInputs
 from codec_dist.pipeline.intervening import intervene
 from codec_dist.pipeline.preparing import prepare
 from codec_dist.pipeline.run_directory import RunDirectory
 from codec_dist.pipeline.selected_saes import matching_saes
-from codec_dist.pipeline.stage import Stage, StageContext
+from codec_dist.pipeline.stage import RunFacts, Stage, StageContext
 from codec_dist.pipeline.summarizing import check_summary, summarize
 from codec_dist.pipeline.visualizing import visualize
 from codec_dist.report import build_report
@@ -122,59 +122,59 @@ def _report(context: StageContext) -> dict[str, Any]:
     return {}
 
 
-def _data_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
-    reading = config.data.model_dump(mode="json", include={"limit", "image_fields", "label_field"})
-    return {"data": run_index(config).fingerprint, **reading}
+def _data_settings(facts: RunFacts) -> dict[str, Any]:
+    reading = facts.config.data.model_dump(mode="json", include={"limit", "image_fields", "label_field"})
+    return {"data": facts.index.fingerprint, **reading}
 
 
-def _split_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
-    return {**_data_settings(config, run), "split": config.data.split.model_dump(), "seed": config.run.seed}
+def _split_settings(facts: RunFacts) -> dict[str, Any]:
+    return {**_data_settings(facts), "split": facts.config.data.split.model_dump(), "seed": facts.config.run.seed}
 
 
-def _extract_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
-    model = load_run_model(config)
+def _extract_settings(facts: RunFacts) -> dict[str, Any]:
+    model = facts.model
     return {
-        **_data_settings(config, run),
+        **_data_settings(facts),
         "model": model.fingerprint,
         "preprocessing": model.preprocessing.as_dict(),
-        "attribution": config.attribution.model_dump(mode="json"),
-        "threads": config.cluster.cpus_per_actor,
+        "attribution": facts.config.attribution.model_dump(mode="json"),
+        "threads": facts.config.cluster.cpus_per_actor,
     }
 
 
-def _train_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
+def _train_settings(facts: RunFacts) -> dict[str, Any]:
     # How often a training is looked at does not change what comes of it.
-    settings = config.sae.model_dump(mode="json", include={"groups", "selection"})
-    return {**settings, "seed": config.run.seed}
+    settings = facts.config.sae.model_dump(mode="json", include={"groups", "selection"})
+    return {**settings, "seed": facts.config.run.seed}
 
 
-def _summarize_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
-    concepts = config.modes.concepts
+def _summarize_settings(facts: RunFacts) -> dict[str, Any]:
+    concepts = facts.config.modes.concepts
     return {
         # Which modes are marked as unstable is the report's business.
-        "modes": config.modes.model_dump(mode="json", exclude={"concepts", "unstable_below"}),
+        "modes": facts.config.modes.model_dump(mode="json", exclude={"concepts", "unstable_below"}),
         "concepts": hash_file(Path(concepts)) if concepts and Path(concepts).is_file() else concepts,
-        "classes": run_index(config).classes,
-        "images": config.visualization.images,
+        "classes": facts.index.classes,
+        "images": facts.config.visualization.images,
     }
 
 
-def _intervene_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
-    settings = config.interventions.model_dump(mode="json", exclude={"batch_size"})
+def _intervene_settings(facts: RunFacts) -> dict[str, Any]:
+    settings = facts.config.interventions.model_dump(mode="json", exclude={"batch_size"})
     # Results in an earlier format are made again, not misread.
-    return {"interventions": settings, "seed": config.run.seed, "format": RESULTS_FORMAT}
+    return {"interventions": settings, "seed": facts.config.run.seed, "format": RESULTS_FORMAT}
 
 
-def _visualize_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
-    return {"visualization": config.visualization.model_dump(mode="json")}
+def _visualize_settings(facts: RunFacts) -> dict[str, Any]:
+    return {"visualization": facts.config.visualization.model_dump(mode="json")}
 
 
-def _report_settings(config: Config, run: RunDirectory) -> dict[str, Any]:
+def _report_settings(facts: RunFacts) -> dict[str, Any]:
     # The report shows whatever is there, so it is built anew when any stage has a new record or more shards are done.
-    records = {stage.name: run.record(stage.name) for stage in STAGES if stage.name != "report"}
+    records = {stage.name: facts.run.record(stage.name) for stage in STAGES if stage.name != "report"}
     shown = {name: [record.fingerprint, record.seconds] if record else None for name, record in records.items()}
-    shards = len(Ledger(run.store)) if store_exists(run.store) else 0
-    return {"config": config.model_dump(mode="json"), "stages": shown, "shards": shards}
+    shards = len(Ledger(facts.run.store)) if store_exists(facts.run.store) else 0
+    return {"config": facts.config.model_dump(mode="json"), "stages": shown, "shards": shards}
 
 
 def _store_is_complete(run: RunDirectory) -> bool:
@@ -221,5 +221,7 @@ STAGES: tuple[Stage, ...] = (
         "visualize", ("summarize",), _visualize_settings, _figures_are_there, visualize,
         functools.partial(_check_saes, section="visualization"), "visualization",
     ),
-    Stage("report", (), _report_settings, lambda run: run.report.exists(), _report, tracked=False),
+    Stage(
+        "report", (), _report_settings, lambda run: run.report.exists(), _report, tracked=False, reads_records=True
+    ),
 )  # fmt: skip

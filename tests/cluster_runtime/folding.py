@@ -43,6 +43,20 @@ class DieOnce:
         return trace(item)
 
 
+@dataclass(frozen=True)
+class RefuseCompany:
+    """An error where another call is at work in the same folder."""
+
+    folder: Path
+
+    def __call__(self, item: int) -> Trace:
+        mark = self.folder / "at work"
+        mark.touch(exist_ok=False)
+        result = trace(item)
+        mark.unlink()
+        return result
+
+
 def refuse(item: int) -> Trace:
     if item == 2:
         raise CodecError(f"item {item} is bad: mend it")

@@ -52,6 +52,12 @@ def test_tasks_have_the_threads_they_asked_for_and_no_gpu(ray_cluster: Session) 
 
 
 @pytest.mark.ray
+def test_no_more_tasks_than_allowed_run_at_once(ray_cluster: Session, tmp_path: Path) -> None:
+    result = map_fold(ITEMS, folding.RefuseCompany(tmp_path), at_once=1)
+    assert result.total.tobytes() == _serial().total.tobytes()
+
+
+@pytest.mark.ray
 def test_fold_survives_a_killed_worker(ray_cluster: Session, tmp_path: Path) -> None:
     marker = tmp_path / "killed"
     result = map_fold(ITEMS, folding.DieOnce(marker, item=5))
