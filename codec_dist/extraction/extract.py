@@ -10,10 +10,11 @@ from codec_dist.config import Config
 from codec_dist.extraction.account import Account, ExtractionSummary
 from codec_dist.extraction.agreement import Agreement
 from codec_dist.extraction.completeness import Completeness
-from codec_dist.extraction.coordinator import Coordinator, FailedShard
+from codec_dist.extraction.coordinator import Coordinator
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.extraction.mending import mend_store
 from codec_dist.extraction.plan import Plan, check_free_space, make_plan
+from codec_dist.extraction.scheduling import FailedShard
 from codec_dist.extraction.settling import settle
 from codec_dist.shards import ShardInfo, shards_folder
 from codec_dist.store import ContributionStore, Lease, Ledger, finish_store, samples_version
