@@ -11,7 +11,7 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.pop("RAY_ADDRESS", None)
 # Ray's workers would give way to the other test process, which computes, and most of the time is theirs.
-os.environ["RAY_worker_niceness"] = "0"
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - it is read so
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what runs in the background so; the programs under test are to be interruptible in any case.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,9 +11,10 @@ from codec_dist.config import Config
 from codec_dist.extraction.agreement import Agreement
 from codec_dist.extraction.calibration import settle
 from codec_dist.extraction.completeness import Completeness
-from codec_dist.extraction.coordinator import Coordinator, FailedShard
+from codec_dist.extraction.coordinator import Coordinator
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.extraction.plan import Plan, check_free_space, make_plan
+from codec_dist.extraction.scheduling import FailedShard
 from codec_dist.extraction.summary import Account, ExtractionSummary
 from codec_dist.shards import ShardInfo, shards_folder
 from codec_dist.store import (
