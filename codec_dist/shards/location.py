@@ -306,8 +306,7 @@ def _fault(verb: str, place: str, error: BaseException) -> ShardError:
     return ShardError(f"cannot {verb} {place}: {type(error).__name__}: {' '.join(str(error).split())}")
 
 
-# ---- Patience with remote files: what fails for a moment is tried again, and a broken stream goes on where it
-# broke
+# ---- Patience: what fails for a moment is tried again, and a broken stream goes on where it broke
 
 
 def is_transient(error: BaseException) -> bool:

@@ -190,8 +190,7 @@ def repeated(
     return order[1:][equal]
 
 
-# ---- Sorting more samples than fit into memory: parted into files by the first byte of their rank, then file by
-# file
+# ---- Sorting more samples than fit into memory, by way of files
 
 
 class Buckets:

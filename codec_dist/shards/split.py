@@ -69,8 +69,7 @@ def _ranks(samples: pa.Table, labels: np.ndarray, seed: int) -> np.ndarray:
     return ranks
 
 
-# ---- A run's shards and their parts, as its config says: one place for all stages, so that none sees other
-# samples
+# ---- A run's shards and parts as its config says: one place for all stages, so that none sees other samples
 
 
 def configured_index(config: Config, retries: Retries | None = None) -> ShardIndex:
