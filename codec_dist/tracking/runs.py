@@ -2,6 +2,7 @@
 
 import netrc
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,14 +18,12 @@ import numpy as np
 from codec_dist.config import TrackingSection
 from codec_dist.tracking.errors import TrackingError
 from codec_dist.tracking.journal import finite, read_metrics
-from codec_dist.tracking.offline import wait_until_complete
 from codec_dist.tracking.wandb_environment import SWEEP_STAGE, generate_id, sweep_environment, wandb_environment
 from codec_dist.utils import environment, identifier, naming_full_disk, without_credentials
 
-SECONDS_TO_FLUSH = 20.0
 LONGEST_TITLE = 128
-# `ray job stop` kills 3 s after SIGTERM.
-SECONDS_TO_FLUSH_INTERRUPTED = 1.5
+LEAST_FREE_BYTES = 64 * 1024
+"""Space without which W&B, which does not say so itself, may have left a file incomplete."""
 MOST_REFERENCES = 1000
 MOST_BYTES_TO_HASH = 64 * 1024
 
@@ -164,9 +163,10 @@ class WandbRun:
         for used in filter(known.__contains__, uses):
             source = str(known[used]["location"])
             where = source if "://" in source else str(self._directory / source)
-            if "://" in where or Path(where).exists():
+            # Offline, W&B takes no inputs: there the metadata of the artifact say what it was made from.
+            if not self._offline and ("://" in where or Path(where).exists()):
                 # An artifact of the same content is the same version: W&B draws the line between the stages.
-                self._run._log_artifact(self._reference(used, known[used]["kind"], where, ()), use_after_commit=True)
+                self._run.use_artifact(self._reference(used, known[used]["kind"], where, ()))
         self._run.log_artifact(self._reference(name, kind, location, uses))
 
     def finish(self, outcome: int) -> None:
@@ -182,7 +182,7 @@ class WandbRun:
             finally:
                 ended = _release_service()
             if ended and self._offline:
-                _wait_for(path, SECONDS_TO_FLUSH if outcome != INTERRUPTED else SECONDS_TO_FLUSH_INTERRUPTED)
+                _check_complete(path)
         except Exception:
             # Whatever ended the stage is the error to show; it may have ended W&B's process, too.
             if outcome == FINISHED:
@@ -224,7 +224,7 @@ class RunSeries:
     The arguments are those of :class:`codec_dist.tracking.Tracker`; with the mode ``disabled`` there is no series.
 
     Raises:
-        TrackingError: as from a tracker; on exit: files that W&B did not complete.
+        TrackingError: as from a tracker; on exit: files that W&B could not complete.
     """
 
     def __init__(self, directory: Path, section: TrackingSection, *, stage: str, group: str) -> None:
@@ -252,7 +252,7 @@ class RunSeries:
     ) -> None:
         if _release_service() and kind is None and self._section.mode == "offline":
             for file in self._files:
-                _wait_for(file)
+                _check_complete(file)
 
 
 def _keep_service() -> None:
@@ -264,7 +264,7 @@ def _keep_service() -> None:
 def _release_service() -> bool:
     """End W&B's service unless something still needs it; returns whether it ended.
 
-    A run's `finish` returns before its file is flushed; ending the service flushes it. A run of the user's
+    A run's `finish` returns before its file is flushed; ending the service waits for that. A run of the user's
     own, or another tracker, still needs the service: then it flushes by itself later.
     """
     global _open_runs
@@ -278,9 +278,10 @@ def _release_service() -> bool:
     return ends
 
 
-def _wait_for(file: Path, seconds: float = SECONDS_TO_FLUSH) -> None:
-    if not wait_until_complete(file, seconds):
-        raise TrackingError(f"W&B did not complete {file} within {seconds:g} s: is the disk full?")
+def _check_complete(file: Path) -> None:
+    """Raise where the disk was too full for W&B, whose service has ended, to complete an offline file."""
+    if not file.exists() or shutil.disk_usage(file.parent).free < LEAST_FREE_BYTES:
+        raise TrackingError(f"W&B could not complete {file}: the disk is full")
 
 
 @contextmanager
