@@ -1,15 +1,10 @@
-"""One W&B run: started without questions, written without surprises, finished with its file complete.
-
-A file starts with 7 bytes of W&B's own; then, in blocks of 32 KiB, come fragments of a 7-byte header
-(checksum, length, kind) and a payload. No fragment crosses a block.
-"""
+"""One W&B run: started without questions, written without surprises, finished with its file complete."""
 
 import netrc
 import os
-import struct
+import shutil
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
@@ -26,10 +21,9 @@ from codec_dist.tracking.journal import finite, read_metrics
 from codec_dist.tracking.wandb_environment import SWEEP_STAGE, generate_id, sweep_environment, wandb_environment
 from codec_dist.utils import environment, identifier, naming_full_disk, without_credentials
 
-SECONDS_TO_FLUSH = 20.0
 LONGEST_TITLE = 128
-# `ray job stop` kills 3 s after SIGTERM.
-SECONDS_TO_FLUSH_INTERRUPTED = 1.5
+LEAST_FREE_BYTES = 64 * 1024
+"""Space without which W&B, which does not say so itself, may have left a file incomplete."""
 MOST_REFERENCES = 1000
 MOST_BYTES_TO_HASH = 64 * 1024
 
@@ -38,10 +32,6 @@ FINISHED, FAILED, INTERRUPTED = 0, 1, 255
 
 _open_runs = 0
 _lock = threading.Lock()
-
-BLOCK = 32 * 1024
-HEADER = 7
-FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
 class WandbRun:
@@ -173,9 +163,10 @@ class WandbRun:
         for used in filter(known.__contains__, uses):
             source = str(known[used]["location"])
             where = source if "://" in source else str(self._directory / source)
-            if "://" in where or Path(where).exists():
+            # Offline, W&B takes no inputs: there the metadata of the artifact say what it was made from.
+            if not self._offline and ("://" in where or Path(where).exists()):
                 # An artifact of the same content is the same version: W&B draws the line between the stages.
-                self._run._log_artifact(self._reference(used, known[used]["kind"], where, ()), use_after_commit=True)
+                self._run.use_artifact(self._reference(used, known[used]["kind"], where, ()))
         self._run.log_artifact(self._reference(name, kind, location, uses))
 
     def finish(self, outcome: int) -> None:
@@ -191,7 +182,7 @@ class WandbRun:
             finally:
                 ended = _release_service()
             if ended and self._offline:
-                _wait_for(path, SECONDS_TO_FLUSH if outcome != INTERRUPTED else SECONDS_TO_FLUSH_INTERRUPTED)
+                _check_complete(path)
         except Exception:
             # Whatever ended the stage is the error to show; it may have ended W&B's process, too.
             if outcome == FINISHED:
@@ -233,7 +224,7 @@ class RunSeries:
     The arguments are those of :class:`codec_dist.tracking.Tracker`; with the mode ``disabled`` there is no series.
 
     Raises:
-        TrackingError: as from a tracker; on exit: files that W&B did not complete.
+        TrackingError: as from a tracker; on exit: files that W&B could not complete.
     """
 
     def __init__(self, directory: Path, section: TrackingSection, *, stage: str, group: str) -> None:
@@ -261,7 +252,7 @@ class RunSeries:
     ) -> None:
         if _release_service() and kind is None and self._section.mode == "offline":
             for file in self._files:
-                _wait_for(file)
+                _check_complete(file)
 
 
 def _keep_service() -> None:
@@ -273,7 +264,7 @@ def _keep_service() -> None:
 def _release_service() -> bool:
     """End W&B's service unless something still needs it; returns whether it ended.
 
-    A run's `finish` returns before its file is flushed; ending the service flushes it. A run of the user's
+    A run's `finish` returns before its file is flushed; ending the service waits for that. A run of the user's
     own, or another tracker, still needs the service: then it flushes by itself later.
     """
     global _open_runs
@@ -287,9 +278,10 @@ def _release_service() -> bool:
     return ends
 
 
-def _wait_for(file: Path, seconds: float = SECONDS_TO_FLUSH) -> None:
-    if not wait_until_complete(file, seconds):
-        raise TrackingError(f"W&B did not complete {file} within {seconds:g} s: is the disk full?")
+def _check_complete(file: Path) -> None:
+    """Raise where the disk was too full for W&B, whose service has ended, to complete an offline file."""
+    if not file.exists() or shutil.disk_usage(file.parent).free < LEAST_FREE_BYTES:
+        raise TrackingError(f"W&B could not complete {file}: the disk is full")
 
 
 @contextmanager
@@ -363,62 +355,3 @@ def _one_type(cells: list[Any]) -> list[Any]:
 def _definition(name: str) -> str:
     """A metric's name as `define_metric` wants it: an unescaped dot would mean a nested value."""
     return name.replace("\\", "\\\\").replace(".", "\\.")
-
-
-# ---- The files in which W&B keeps offline runs: LevelDB's log framing around protobuf records
-
-
-def read_payloads(path: Path, start: int = 0) -> Iterator[bytes]:
-    """The whole payloads from the block at byte ``start`` on; an unfinished last one is left out."""
-    with path.open("rb") as file:
-        file.seek(start)
-        content = file.read()
-    position = HEADER if start == 0 else 0
-    fragments: list[bytes] | None = None
-    while position + HEADER <= len(content):
-        room = BLOCK - position % BLOCK
-        _, length, kind = struct.unpack_from("<IHB", content, position)
-        if room < HEADER or kind == 0:  # the rest of a block is padding
-            position += room
-            continue
-        payload = content[position + HEADER : position + HEADER + length]
-        position += HEADER + length
-        if len(payload) < length:
-            return
-        if kind in (FULL, FIRST):
-            fragments = []
-        if fragments is not None:  # else: the rest of a payload that began before `start`
-            fragments.append(payload)
-            if kind in (FULL, LAST):
-                yield b"".join(fragments)
-                fragments = None
-
-
-def is_complete(path: Path) -> bool:
-    """Whether the last record says that the run has ended, so that nothing is still to be flushed."""
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    if not path.exists():
-        return False
-    # The closing record is small: it lies in the last two blocks.
-    start = max(path.stat().st_size // BLOCK - 1, 0) * BLOCK
-    last = None
-    for last in read_payloads(path, start):  # noqa: B007 - only the last one counts
-        pass
-    if last is None:
-        return False
-    record = Record()
-    try:
-        record.ParseFromString(last)
-    except DecodeError:
-        return False
-    return bool(record.HasField("exit"))
-
-
-def wait_until_complete(path: Path, seconds: float) -> bool:
-    """Wait until W&B has written a run's last record, at most so long; say whether it has."""
-    deadline = time.monotonic() + seconds
-    while not (complete := is_complete(path)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return complete

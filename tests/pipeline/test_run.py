@@ -11,7 +11,7 @@ import pytest
 import yaml
 from digits_config import digits_values
 from safetensors.torch import save_file
-from wandb.proto import wandb_internal_pb2
+from wandb_files import offline_files, records
 
 from codec_dist.config import Config, load_config
 from codec_dist.demo.training import train_classifier
@@ -19,7 +19,6 @@ from codec_dist.pipeline import STAGES, PipelineError, RunDirectory, part_images
 from codec_dist.pipeline.runner import current_stages
 from codec_dist.shards import digits, pack
 from codec_dist.store import ContributionStore, StoreError
-from codec_dist.tracking.wandb_runs import read_payloads
 
 pytestmark = pytest.mark.ray
 
@@ -217,11 +216,9 @@ def test_results_of_other_settings_are_not_current(config: Config) -> None:
 
 
 def test_wandb_holds_training_history_and_the_table_of_top_modes(config: Config) -> None:
-    folder = RunDirectory(config.run.directory).path / "wandb"
     names: set[str] = set()
-    for file in folder.glob("offline-run-*/*.wandb"):
-        for payload in read_payloads(file):
-            record = wandb_internal_pb2.Record.FromString(payload)
+    for file in offline_files(RunDirectory(config.run.directory).path):
+        for record in records(file):
             names |= {item.key or ".".join(item.nested_key) for item in record.history.item}
     assert any(name.endswith("ev") for name in names), sorted(names)
     # A table is a nested value: where its rows are, and how many.

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from wandb.proto.wandb_internal_pb2 import Record
+from wandb_files import offline_files, records
 
 from codec_dist.config import Choice, SaeGroup, TrackingSection, TrainingSettings
 from codec_dist.tracking import read_metrics
-from codec_dist.tracking.wandb_runs import read_payloads
 from codec_dist.training.collectives import Ranks
 from codec_dist.training.model_selection import select_saes
 from codec_dist.training.rank import train_on_rank
@@ -36,9 +36,8 @@ def sweep_over(*ks: int) -> tuple[SaeGroup, ...]:
 
 def runs_of(run: Path, job_type: str) -> list[list[Record]]:
     """The records of all offline W&B runs of a job type."""
-    files = sorted(run.glob("wandb/offline-run-*/*.wandb"))
-    runs = [[Record.FromString(payload) for payload in read_payloads(file)] for file in files]
-    return [records for records in runs if header(records).job_type == job_type]
+    runs = [list(records(file)) for file in offline_files(run)]
+    return [each for each in runs if header(each).job_type == job_type]
 
 
 def header(records: list[Record]) -> Any:
