@@ -37,6 +37,8 @@ RAY_SETS = ("RAY_AUTH_MODE",)
 RAY_ADDRESS = "RAY_ADDRESS"
 
 # Ray puts Unix sockets 67 characters below its folder, and their paths may have 107.
+ADDRESS_FILE = "ray_current_cluster"
+"""What ``ray start`` leaves in Ray's temporary folder, and ``ray.init`` does not."""
 LONGEST_TEMPORARY_FOLDER = 40
 STARTS = 3
 
@@ -116,7 +118,10 @@ def _started(num_cpus: int | None, dashboard: bool) -> Iterator[Session]:
             try:
                 with _signal_handler_kept():
                     context = _start(num_cpus, dashboard, folder)
-                yield _session(context)
+                session = _session(context)
+                # Where jobs of this cluster look for it; they would join any that they find on this machine otherwise.
+                (folder / ADDRESS_FILE).write_text(session.address, encoding="utf-8")
+                yield session
             finally:
                 _shut_down()
     finally:

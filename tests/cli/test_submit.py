@@ -1,5 +1,8 @@
 """A stage that is sent to a cluster does what it does here."""
 
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +39,28 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+ANOTHER_CLUSTER = """
+import sys
+from codec_dist.cluster_runtime import ray_session
+from codec_dist.config import ClusterSection
+with ray_session(ClusterSection(), num_cpus=1):
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def another_cluster() -> Iterator[None]:
+    """A Ray of somebody else on this machine."""
+    words = [sys.executable, "-c", ANOTHER_CLUSTER]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield
+        process.stdin.close()
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_submitted_extraction_writes_the_store_of_a_local_one(ray_cluster: Session, config: Path) -> None:
@@ -51,7 +76,9 @@ def test_submitted_extraction_writes_the_store_of_a_local_one(ray_cluster: Sessi
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_file_of_the_jobs_folder_works_on_the_cluster_of_its_job(ray_cluster: Session, config: Path) -> None:
+def test_a_file_of_the_jobs_folder_works_on_the_cluster_of_its_job(
+    ray_cluster: Session, another_cluster: None, config: Path
+) -> None:
     assert ray_cluster.dashboard is not None
     before = {actor.actor_id for actor in list_actors(address=ray_cluster.dashboard)}
     log: list[str] = []
