@@ -1,5 +1,7 @@
 """What the docs site (mkdocs.yml) needs beside the pages: README and results as pages, and docstrings in Markdown."""
 
+import ast
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,13 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+logger = logging.getLogger("mkdocs.hooks.docs_site")
+
 ROOT = Path(__file__).parent.parent
 GENERATED = {"index.md": "README.md", "results.md": "benchmarks/RESULTS.md"}
 """Page of the site → file of the repository that it shows."""
 LINK = re.compile(r"(?P<mark>!?)\[(?P<text>[^\]]*)\]\((?P<path>[^)#\s:]+)(?P<anchor>#[^)\s]*)?\)")
+PACKAGE = re.compile(r"^::: (codec_dist\.\w+)$", re.MULTILINE)
 ROLE = re.compile(r":(?:class|func|meth|attr|mod|data|exc):`~?(?P<name>[^`]+)`")
 
 
@@ -43,6 +48,29 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"`{path}`" if text.strip("/") in (path, target.name) else f"{link['text']} (`{path}`)"
 
     return LINK.sub(relinked, markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Warn of public classes and functions that a page of the API leaves out: they have no docstring."""
+    del config, files
+    for package in PACKAGE.findall(page.markdown or ""):
+        for name in _public_names(ROOT / package.replace(".", "/")):
+            if f'id="{package}.{name}"' not in html:
+                logger.warning(
+                    "%s: %s.%s is public and not shown: give it a docstring", page.file.src_uri, package, name
+                )
+    return html
+
+
+def _public_names(package: Path) -> list[str]:
+    """What ``__all__`` lists, without constants and without functions that a module of the same name hides."""
+    tree = ast.parse((package / "__init__.py").read_text("utf-8"))
+    listed = next(
+        ast.literal_eval(statement.value)
+        for statement in tree.body
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__"
+    )
+    return [name for name in listed if not name.isupper() and not (package / f"{name}.py").exists()]
 
 
 class PlainRoles(Extension):

@@ -86,7 +86,12 @@ def _parts(page: Path) -> tuple[list[Block], list[str]]:
     for number, line in enumerate(page.read_text("utf-8").splitlines(), 1):
         fence = FENCE.match(line)
         if opened is not None:
-            if fence and not fence["language"] and not fence["more"].strip() and fence["marks"].startswith(opened["marks"]):
+            if (
+                fence
+                and not fence["language"]
+                and not fence["more"].strip()
+                and fence["marks"].startswith(opened["marks"])
+            ):
                 indent = len(opened["indent"])
                 code = "".join(f"{one[indent:] if not one[:indent].strip() else one}\n" for one in inside)
                 found.append(Block(opened["language"], code, start, reason))

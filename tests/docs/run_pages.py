@@ -45,12 +45,16 @@ def run_page(page: Path, folder: Path) -> dict[str, Any]:
                     lines_before = "" if page.suffix == ".ipynb" else "\n" * (block.line - 1)
                     exec(compile(lines_before + block.code, page, "exec"), namespace)
                     run += 1
-    except Exception:
+    except Exception:  # noqa: BLE001 — whatever a page raises is the finding
         error = traceback.format_exc()
     finally:
         sys.path.remove(str(folder))
         os.chdir(ROOT)
-    values = {name: value for name, value in namespace.items() if isinstance(value, dict | list | int | float | str) and _is_json(value)}
+    values = {
+        name: value
+        for name, value in namespace.items()
+        if isinstance(value, dict | list | int | float | str) and _is_json(value)
+    }
     seconds = round(time.monotonic() - started, 2)
     return {"blocks": run, "error": error, "seconds": seconds, "output": output.getvalue(), "values": values}
 
