@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from docs_pages import ROOT, blocks, pages
+
+from codec_dist.config import parse_config
 
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 WITH_CODE = [page for page in [*pages(), NOTEBOOK] if any(block.language == "python" for block in blocks(page))]
@@ -29,7 +32,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text("utf-8"))
 
 
-@pytest.mark.parametrize("name", map(_name, WITH_CODE))
+@pytest.mark.parametrize("name", [_name(page) for page in WITH_CODE])
 def test_code_of_page_runs(results: dict[str, Any], name: str) -> None:
     found = results[name]
     assert found["error"] is None, found["error"]
@@ -40,6 +43,15 @@ def test_code_of_page_runs(results: dict[str, Any], name: str) -> None:
 def test_block_that_is_not_run_says_why(page: Path) -> None:
     for block in blocks(page):
         assert block.not_run is None or len(block.not_run.split()) >= 3, f"{page}:{block.line}"
+
+
+@pytest.mark.parametrize("page", pages(), ids=_name)
+def test_config_of_page_is_one(page: Path) -> None:
+    needed: dict[str, Any] = {"run": {"directory": "run"}, "data": {"shards": "shards"}, "model": {"spec": "timm:x"}}
+    for block in blocks(page):
+        if block.language == "yaml":
+            values = yaml.safe_load(block.code)
+            parse_config({**needed, **values}, f"{_name(page)}, line {block.line}")
 
 
 def test_every_how_to_ends_with_code_that_runs() -> None:
