@@ -1,12 +1,13 @@
 """What the docs site (mkdocs.yml) needs beside the pages: README and results as pages, and docstrings in Markdown."""
 
 import ast
+import dataclasses
 import logging
 import re
 from pathlib import Path
 from typing import Any
 
-from griffe import Extension, Object
+from griffe import Expr, ExprSubscript, ExprTuple, Extension, Object
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -18,6 +19,7 @@ GENERATED = {"index.md": "README.md", "results.md": "benchmarks/RESULTS.md"}
 """Page of the site → file of the repository that it shows."""
 LINK = re.compile(r"(?P<mark>!?)\[(?P<text>[^\]]*)\]\((?P<path>[^)#\s:]+)(?P<anchor>#[^)\s]*)?\)")
 PACKAGE = re.compile(r"^::: (codec_dist\.\w+)$", re.MULTILINE)
+SHAPED = ("Float", "Int", "Bool", "UInt8", "Shaped")
 ROLE = re.compile(r":(?:class|func|meth|attr|mod|data|exc):`~?(?P<name>[^`]+)`")
 
 
@@ -74,9 +76,26 @@ def _public_names(package: Path) -> list[str]:
 
 
 class PlainRoles(Extension):
-    """Shows ``:class:`Name``` in docstrings as the name alone."""
+    """Shows ``:class:`Name``` in docstrings as the name alone, and the dimensions of tensors as they are written."""
 
     def on_instance(self, *, obj: Object, **_: Any) -> None:
-        """Rewrite the docstring of each module, class, function and attribute."""
+        """Rewrite the docstring and the annotations of each module, class, function and attribute."""
         if obj.docstring is not None:
             obj.docstring.value = ROLE.sub(r"`\g<name>`", obj.docstring.value)
+        annotations = [getattr(obj, name, None) for name in ("annotation", "returns")]
+        for annotation in [*annotations, *(parameter.annotation for parameter in getattr(obj, "parameters", ()))]:
+            _quote_dimensions(annotation)
+
+
+def _quote_dimensions(annotation: object) -> None:
+    """Make strings of dimensions again: griffe takes the ``"batch"`` of ``Float[Tensor, "batch"]`` for a class."""
+    if not isinstance(annotation, Expr):
+        return
+    if isinstance(annotation, ExprSubscript) and isinstance(annotation.slice, ExprTuple):
+        elements = annotation.slice.elements
+        if str(annotation.left) in SHAPED and len(elements) == 2 and "'" not in str(elements[1]):
+            elements[1] = f"'{elements[1]}'"
+    for field in dataclasses.fields(annotation):
+        value = getattr(annotation, field.name)
+        for part in value if isinstance(value, list | tuple) else [value]:
+            _quote_dimensions(part)
