@@ -32,6 +32,11 @@ def pages() -> list[Path]:
     return [*(page for page in top if page.exists()), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
+def notebooks() -> list[Path]:
+    """All notebooks."""
+    return sorted((ROOT / "examples").glob("*.ipynb"))
+
+
 def blocks(page: Path) -> list[Block]:
     """The fenced blocks of a Markdown page, or the code cells of a notebook."""
     if page.suffix == ".ipynb":
@@ -77,13 +82,21 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
 
 
+def _text(page: Path) -> str:
+    """A page's Markdown; of a notebook that of its text cells."""
+    if page.suffix != ".ipynb":
+        return page.read_text("utf-8")
+    cells = json.loads(page.read_text("utf-8"))["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
 def _parts(page: Path) -> tuple[list[Block], list[str]]:
     found: list[Block] = []
     outside: list[str] = []
     inside: list[str] = []
     opened: re.Match[str] | None = None
     start, reason = 0, None
-    for number, line in enumerate(page.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(_text(page).splitlines(), 1):
         fence = FENCE.match(line)
         if opened is not None:
             if (

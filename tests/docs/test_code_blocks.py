@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
-from docs_pages import ROOT, blocks, pages
+from docs_pages import ROOT, blocks, notebooks, pages
 
 from codec_dist.config import parse_config
 
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
-WITH_CODE = [page for page in [*pages(), NOTEBOOK] if any(block.language == "python" for block in blocks(page))]
+WITH_CODE = [page for page in [*pages(), *notebooks()] if any(block.language == "python" for block in blocks(page))]
 
 
 def _name(page: Path) -> str:
@@ -75,8 +75,9 @@ def test_ablating_the_modes_of_a_class_hurts_it_more_than_random_channels(result
     assert accuracy[shown]["ablated"] < accuracy[shown]["random"] - 0.1
 
 
-def test_notebook_holds_no_large_output() -> None:
-    assert NOTEBOOK.stat().st_size < 100_000
+@pytest.mark.parametrize("notebook", notebooks(), ids=_name)
+def test_notebook_holds_no_large_output(notebook: Path) -> None:
+    assert notebook.stat().st_size < 100_000
 
 
 def _mean(rows: list[dict[str, float]], column: str) -> float:

@@ -5,14 +5,14 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from docs_pages import ROOT, anchors, blocks, links, pages, slug
+from docs_pages import ROOT, anchors, blocks, links, notebooks, pages, slug
 
 
 def _name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("page", pages(), ids=_name)
+@pytest.mark.parametrize("page", [*pages(), *notebooks()], ids=_name)
 def test_links_and_anchors_resolve(page: Path) -> None:
     broken = []
     for target in links(page):
