@@ -18,7 +18,7 @@ All of them keep freed memory in the process (`codec_dist.utils.keep_freed_memor
 Prints a table for people and one JSON line for machines. Ratios are medians over the rounds of bare's time over that
 of a contender in the same round (`stack`: K times bare's), so 1 is as fast as bare and more is faster. Peak memory is
 that of a process which runs one contender once, less what it held before. The mixing of the streamed order is told
-for a batch and for a hundred batches (`codec_dist.training.mixing.mixing_quality`; 1: as a full permutation).
+for a batch and for a hundred batches (`codec_dist.training.rows.mixing_quality`; 1: as a full permutation).
 
     python -m benchmarks.sae --channels 256
     python -m benchmarks.sae --channels 2048 --rows 2048 --batch 128 --rounds 3
@@ -47,12 +47,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from codec_dist.config import Choice, SaeGroup, TrackingSection, TrainingSettings
 from codec_dist.sae import StackedAutoencoder, TrainedAutoencoder, build
 from codec_dist.store import BlockWriter, ContributionStore, create_store, finish_store
-from codec_dist.training.mixing import mixed_batches, mixing_quality
+from codec_dist.training.collectives import Ranks
 from codec_dist.training.parts import read_parts
-from codec_dist.training.plan import plan_jobs
 from codec_dist.training.rank import train_on_rank
-from codec_dist.training.ranks import Ranks
-from codec_dist.training.task import TrainingTask
+from codec_dist.training.rows import mixed_batches, mixing_quality
+from codec_dist.training.sae_jobs import TrainingTask, plan_jobs
 from codec_dist.utils import keep_freed_memory
 
 LAYER, QUANTITY = "layer", "contribution-positive"

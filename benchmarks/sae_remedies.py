@@ -22,11 +22,10 @@ import torch
 
 from codec_dist.config import Choice, Config, SaeGroup, TrackingSection, TrainingSettings, load_config
 from codec_dist.store import ContributionStore
+from codec_dist.training.collectives import Ranks
 from codec_dist.training.parts import read_parts
-from codec_dist.training.plan import plan_jobs
 from codec_dist.training.rank import train_on_rank
-from codec_dist.training.ranks import Ranks
-from codec_dist.training.task import TrainingTask
+from codec_dist.training.sae_jobs import TrainingTask, plan_jobs
 from codec_dist.utils import read_json
 
 NARROW = {"hidden_per_channel": 4, "threshold": 0.8}

@@ -1,14 +1,13 @@
 """How much each hidden unit adds to the output: the contribution engine, its methods, targets and reductions."""
 
 from codec_dist.attribution.baselines import BASELINES, Baseline, Blur, Constant, GivenImage, MeanImage, Zeros
-from codec_dist.attribution.capture import Capture, Captured, borrowed, edited
-from codec_dist.attribution.cuts import find_cuts
+from codec_dist.attribution.capture import Capture, Captured, borrowed, edited, find_cuts
 from codec_dist.attribution.data_statistics import DataStatistics
 from codec_dist.attribution.engine import Attributor
 from codec_dist.attribution.errors import AttributionError, NotFiniteError
+from codec_dist.attribution.image_memory import is_out_of_memory
 from codec_dist.attribution.interval_errors import IntervalErrors
 from codec_dist.attribution.learned_points import learn_points
-from codec_dist.attribution.memory import is_out_of_memory
 from codec_dist.attribution.methods import METHODS, ActivationGradient, IntegratedGradients, Method, SmoothGradient
 from codec_dist.attribution.path_choice import PathChoice, choose_from, choose_path, dense_path
 from codec_dist.attribution.path_points import (

@@ -12,7 +12,7 @@ from codec_dist.attribution.evaluation import Evaluation, Point
 from codec_dist.attribution.methods import Contributions, Method
 from codec_dist.attribution.reductions import Reduction, Split
 from codec_dist.attribution.results import AttributionResult, LayerResult
-from codec_dist.models.layers import LayerKey
+from codec_dist.models import LayerKey
 
 Images = Float[Tensor, "batch ..."]
 

@@ -15,11 +15,11 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from codec_dist.attribution.errors import AttributionError
-from codec_dist.models import model_call
-from codec_dist.models.layers import LayerKey
+from codec_dist.models import LayerKey, model_call
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -250,3 +250,58 @@ def _floating(key: LayerKey, tensor: Tensor) -> Tensor:
 
 def _like(value: tuple[Any, ...] | list[Any], items: Sequence[Any]) -> Any:
     return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+
+
+# ---- Which layers every path from input to output passes through
+
+
+def find_cuts(capture: Capture, image: Float[Tensor, "one ..."]) -> dict[LayerKey, bool]:
+    """Whether each captured site is a cut: with h replaced by a detached leaf, T has no gradient to x.
+
+    One forward pass serves all sites: in its autograd graph, h becomes a leaf by not going past its node.
+    """
+    start = same_strides(image.detach().requires_grad_())
+    output, hidden = capture(start)
+    end = checked_output(output, image.shape[0]).grad_fn
+    return {site: not _connected(end, start.grad_fn, without=tensor.grad_fn) for site, tensor in hidden.items()}
+
+
+def _connected(end: torch.autograd.graph.Node | None, start: object, without: object) -> bool:
+    """Whether a path of the autograd graph leads from ``end`` to ``start``, other than through ``without``."""
+    remaining, seen = [end], {end}
+    while remaining:
+        node = remaining.pop()
+        if node is None or node is without:
+            continue
+        if node is start:
+            return True
+        following = {parent for parent, _ in node.next_functions} - seen
+        seen |= following
+        remaining.extend(following)
+    return False
+
+
+# ---- The form that a model's output must have
+
+
+def checked_output(output: object, batch: int) -> Float[Tensor, "batch outputs"]:
+    """The output if it has the form [batch, outputs].
+
+    Raises:
+        AttributionError: it has another form.
+    """
+    if not isinstance(output, Tensor):
+        raise AttributionError(f"the model returns a {type(output).__name__}: wrap it to return [batch, outputs]")
+    if output.ndim != 2 or output.shape[0] != batch:
+        raise AttributionError(
+            f"the model's output is {list(output.shape)} for {batch} images: targets need [batch, outputs]"
+        )
+    return output
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """The tensor in float32 at least."""
+    return tensor.float() if tensor.dtype in HALF else tensor
+
+
+HALF = (torch.float16, torch.bfloat16)

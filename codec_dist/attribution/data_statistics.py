@@ -10,9 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from codec_dist.attribution.capture import borrowed
+from codec_dist.attribution.capture import borrowed, checked_output
 from codec_dist.attribution.errors import AttributionError
-from codec_dist.attribution.outputs import checked_output
 from codec_dist.models import model_call
 
 # ε of Σ + εI as a share of tr Σ / n (METHOD: "surprisal").

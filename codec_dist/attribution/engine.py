@@ -1,11 +1,8 @@
 """The engine: from a batch of images to contributions per channel of the chosen layers."""
 
 import copy
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from functools import partial
 from typing import TypeVar
 
 import torch
@@ -13,44 +10,32 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from codec_dist.attribution.batch import BatchTotals, LayerSettings, check_finite, explain
-from codec_dist.attribution.capture import Capture, Captured
-from codec_dist.attribution.cuts import find_cuts
 from codec_dist.attribution.errors import AttributionError, NotFiniteError, require_whole
 from codec_dist.attribution.evaluation import Evaluation
-from codec_dist.attribution.folding import FoldPair, find_foldable, laid_out, prepared, unwatched
-from codec_dist.attribution.fused import can_fuse
-from codec_dist.attribution.interval_errors import IntervalErrors, affordable_bytes, measure_intervals
-from codec_dist.attribution.memory import (
+from codec_dist.attribution.explained_model import AUTOCAST, ExplainedModel
+from codec_dist.attribution.fast_model import laid_out
+from codec_dist.attribution.image_memory import (
     FILL_BYTES,
     SPARE_FACTOR,
-    Footprint,
     affordable,
     check_budget,
     evenly,
     is_out_of_memory,
-    measure_image,
 )
+from codec_dist.attribution.interval_errors import IntervalErrors, affordable_bytes, measure_intervals
 from codec_dist.attribution.methods import IntegratedGradients, Method
 from codec_dist.attribution.path_choice import PathChoice, choose_path
-from codec_dist.attribution.path_sums import fused_difference
+from codec_dist.attribution.path_sums import can_fuse
 from codec_dist.attribution.reductions import make_reduction
 from codec_dist.attribution.results import AttributionResult, concatenate
-from codec_dist.attribution.self_check import Optimizations, SelfCheck, fastest_agreeing, two_images
+from codec_dist.attribution.self_check import Optimizations, two_images
 from codec_dist.attribution.targets import Target, TopK
-from codec_dist.attribution.tracing import AxisTrace
-from codec_dist.models.layers import resolve_layers
+from codec_dist.models import resolve_layers
 
 Images = Float[Tensor, "batch ..."]
 Labels = Int[Tensor, "labels"]
 
 Finished = TypeVar("Finished")
-
-logger = logging.getLogger(__name__)
-
-AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
-# How far the fused kernel's contributions may be from plain operations', relative to their norm.
-FUSED_TOLERANCE = 1e-3
 
 # Images of the first batch on which points of the path are chosen.
 PROBE_IMAGES = 32
@@ -129,20 +114,20 @@ class Attributor:
         self._memory, self._halve = memory, halve
         # Images times points that pass together where no microbatch is given.
         self._fill = 1
-        self._footprint = Footprint(0, 0, 0)
-        self._autocast = autocast
-        self._optimizations = optimizations or Optimizations(fold_batchnorm=fold_batchnorm, channels_last=channels_last)
-        self._checked = optimizations is not None
-        self._left_out: dict[str, str] = {}
-        self._allow_random, self._allow_mixing = allow_random, allow_mixing
+        self._allow_mixing = allow_mixing
         reductions = {key: make_reduction(model, key) for key in self.keys}
         self._settings = LayerSettings(reductions, activations, gradients)
-        self._capture = Capture(model, self.keys, keep_inplace=self._optimizations.inplace)
-        self._pairs: tuple[FoldPair, ...] = ()
-        self._channels: dict[str, int] = {}
         _refuse_equal_names(self.targets)
-        if not allow_mixing:
-            _refuse_batch_statistics(model)
+        self._explained = ExplainedModel(
+            model,
+            self.keys,
+            self._settings,
+            optimizations or Optimizations(fold_batchnorm=fold_batchnorm, channels_last=channels_last),
+            checked=optimizations is not None,
+            autocast=autocast,
+            allow_random=allow_random,
+            allow_mixing=allow_mixing,
+        )
 
     @property
     def target(self) -> Target:
@@ -161,14 +146,14 @@ class Attributor:
         Raises:
             AttributionError: nothing has been run yet.
         """
-        if not self._channels:
+        if not self._explained.channels:
             raise AttributionError("channels are known after the first call: call probe(images[:1]) before")
-        return dict(self._channels)
+        return dict(self._explained.channels)
 
     @property
     def cuts(self) -> dict[str, bool]:
         """Whether each layer is a cut, so that its contributions have a completeness residual."""
-        if not self._channels:
+        if not self._explained.channels:
             raise AttributionError("cut layers are known after the first call: call probe(images[:1]) before")
         return {str(key): self._settings.cuts[key.site] for key in self.keys}
 
@@ -179,19 +164,20 @@ class Attributor:
         Raises:
             AttributionError: nothing has been run yet.
         """
-        if not self._channels:
+        if not self._explained.channels:
             raise AttributionError("optimizations are known after the first call: call probe(images[:2]) before")
-        return self._optimizations
+        return self._explained.optimizations
 
     @property
     def left_out(self) -> dict[str, str]:
         """For each optimisation that the self-check switched off, how the model's numbers differ with it."""
-        return dict(self._left_out)
+        return dict(self._explained.left_out)
 
     def with_method(self, method: Method) -> "Attributor":
         """The same engine with another method; what was found out about the model is kept."""
         changed = copy.copy(self)
         changed.method, changed.path_choice = method, None
+        changed._explained = self._explained.copy()
         changed.microbatch = self._given_microbatch
         return changed
 
@@ -206,10 +192,10 @@ class Attributor:
         Raises:
             AttributionError: nothing has been run yet.
         """
-        if not self._channels:
+        if not self._explained.channels:
             raise AttributionError("what an image takes is known after the first call: call probe(images[:1]) before")
         points = self._kept_points(keeps_all=device == "cuda", steps=steps)
-        return int(SPARE_FACTOR * self._footprint.bytes(len(self.targets), points))
+        return int(SPARE_FACTOR * self._explained.footprint.bytes(len(self.targets), points))
 
     def probe(self, images: Images) -> dict[str, int]:
         """Run the model on the first two images, find out what it is like, and return the channels of each layer.
@@ -219,9 +205,9 @@ class Attributor:
                 the shape that its reduction needs; the output is not [batch, outputs]; the network is random in
                 evaluation mode, or mixes the images of a batch, and that is not allowed.
         """
-        if not self._channels:
+        if not self._explained.channels:
             with torch.inference_mode(False), torch.enable_grad():
-                self._probe(two_images(self._prepared(images[:2])).contiguous())
+                self._explained.inspect(two_images(self._prepared(images[:2])).contiguous())
         return self.channels
 
     def __call__(self, images: Images, labels: Labels | None = None) -> AttributionResult:
@@ -302,10 +288,9 @@ class Attributor:
         if missing := [layer for layer in channels if layer not in self.layers]:
             raise AttributionError(f"maps of layer {missing[0]!r}: this engine explains {', '.join(self.layers)}")
         for layer, chosen in channels.items():
-            if not chosen or not 0 <= min(chosen) <= max(chosen) < self._channels[layer]:
-                raise AttributionError(
-                    f"maps of channels {list(chosen)} of layer {layer}: it has {self._channels[layer]}, from 0"
-                )
+            known = self._explained.channels[layer]
+            if not chosen or not 0 <= min(chosen) <= max(chosen) < known:
+                raise AttributionError(f"maps of channels {list(chosen)} of layer {layer}: it has {known}, from 0")
         parts = self._batches(images, labels, lambda evaluation, totals, first: totals.maps(channels))
         return {layer: torch.cat([part[layer] for part in parts]) for layer in channels}
 
@@ -350,33 +335,19 @@ class Attributor:
         with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
             images = self._prepared(images)
             self._size(images.device)
-            run = stack.enter_context(self._form(self._capture, self._optimizations))
+            run = stack.enter_context(self._explained.running())
             evaluation = Evaluation(
                 run,
                 self.targets,
-                self._narrow,
+                self._explained.narrow,
                 self.microbatch,
                 self._fill,
-                fused=self._optimizations.fused,
+                fused=self._explained.optimizations.fused,
                 mixes=self._allow_mixing,
                 cuts=[site for site, cut in self._settings.cuts.items() if cut],
             )
-            images = laid_out(images, _layout(self._optimizations, images))
+            images = laid_out(images, self._explained.layout(images))
             yield evaluation, images, None if labels is None else labels.to(images.device)
-
-    @contextmanager
-    def _form(self, capture: Capture, optimizations: Optimizations) -> Iterator[Callable[[Images], Captured]]:
-        """A function that runs the model with some optimisations, and gives its output and hidden tensors."""
-        first = next(self.model.parameters(), None)
-        wide = first is not None and first.dtype == torch.float64
-        pairs = unwatched(capture, self._pairs) if optimizations.fold_batchnorm else ()
-        with capture, prepared(self.model, pairs, optimizations.channels_last and not wide, self._narrow):
-            # However the images lay in memory: another layout may give other last bits, or wrong gradients.
-            yield lambda images: capture(laid_out(images, _layout(optimizations, images)))
-
-    @property
-    def _narrow(self) -> torch.dtype | None:
-        return AUTOCAST[self._autocast] if self._autocast else None
 
     def _batches(
         self, images: Images, labels: Labels | None, finish: Callable[[Evaluation, BatchTotals, int], Finished]
@@ -384,7 +355,7 @@ class Attributor:
         """What ``finish`` makes of one microbatch after another; it also gets the place of the first image."""
         finished: list[Finished] = []
         with self._ready(images, labels) as (evaluation, images, labels):
-            first, even = 0, evenly(len(images), self._footprint.recycled(images.device))
+            first, even = 0, evenly(len(images), self._explained.footprint.recycled(images.device))
             while first < len(images):
                 size = min(evaluation.largest or even, len(images) - first)
                 place = slice(first, first + size)
@@ -423,73 +394,14 @@ class Attributor:
         # Tensors made in inference mode cannot take part in a graph.
         return images.clone() if images.is_inference() else images
 
-    def _probe(self, images: Images) -> None:
-        with self._capture as capture:
-            # Two images: a tensor that does not grow with the batch has no row for each.
-            with torch.no_grad(), AxisTrace(self.model, images) as trace:
-                hidden = capture(images).hidden
-            self._settings.reductions = {
-                key: make_reduction(self.model, key, trace.of(hidden[key.site])) for key in self.keys
-            }
-            channels = {str(key): self._settings.reduce(key, hidden[key.site], 2)[0].shape[1] for key in self.keys}
-            self._settings.cuts = find_cuts(capture, images[:1])
-            if self._optimizations.fold_batchnorm:
-                self._pairs = find_foldable(capture, images[:1])
-            self._footprint = measure_image(capture, images[:1])
-        if not self._checked:
-            self._check(images)
-        self._channels = channels
-
-    def _check(self, images: Images) -> None:
-        """Find out which optimisations leave this model's numbers as they are, and whether it can be explained."""
-        check = SelfCheck(self.model, self._capture.sites, images, self._narrow)
-        if (seen := check.randomness()) is not None:
-            if not self._allow_random:
-                raise AttributionError(
-                    f"the network is random in evaluation mode: {seen}: let its dropout follow the mode "
-                    "(F.dropout needs training=self.training), or set attribution.allow_random to explain it as it is"
-                )
-            # What differs from pass to pass cannot be compared.
-            self._use(Optimizations(inplace=False, fold_batchnorm=False, channels_last=False, fused=False), {})
-            return
-        disagreement = partial(self._disagreement, check)
-        agreed, left_out = self._optimizations, dict[str, str]()
-        if disagreement(agreed) is not None:
-            if (seen := check.find_mixing()) is not None and not self._allow_mixing:
-                raise AttributionError(
-                    f"the network mixes the images of a batch: {seen}: use one that treats each image by itself in "
-                    "evaluation mode, or set attribution.allow_mixing to explain it as it is"
-                )
-            agreed, left_out = fastest_agreeing(agreed, disagreement)
-        if agreed.fused and can_fuse(images.device):
-            difference = max(
-                fused_difference(check.points(key.site), each) for key, each in self._settings.reductions.items()
-            )
-            if difference > FUSED_TOLERANCE:
-                left_out["fused"] = f"contributions differ by {100 * difference:.2g} %"
-                agreed = replace(agreed, fused=False)
-        self._use(agreed, left_out)
-
-    def _disagreement(self, check: SelfCheck, optimizations: Optimizations) -> str | None:
-        same = optimizations.inplace == self._optimizations.inplace
-        capture = self._capture if same else Capture(self.model, self.keys, keep_inplace=optimizations.inplace)
-        return check.disagreement(lambda: self._form(capture, optimizations))
-
-    def _use(self, optimizations: Optimizations, left_out: Mapping[str, str]) -> None:
-        for name, reason in left_out.items():
-            logger.warning("%s is switched off for this model: with it %s", name, reason)
-        if optimizations.inplace != self._optimizations.inplace:
-            self._capture = Capture(self.model, self.keys, keep_inplace=optimizations.inplace)
-        self._optimizations, self._left_out = optimizations, dict(left_out)
-
     def _size(self, device: torch.device) -> None:
         """How many images, or points of a smaller batch, pass at once, where that is not given."""
         if self.microbatch is not None:
             return
-        points = self._kept_points(keeps_all=self._optimizations.fused and can_fuse(device))
-        needed = self._footprint.bytes(len(self.targets), points)
+        points = self._kept_points(keeps_all=self._explained.optimizations.fused and can_fuse(device))
+        needed = self._explained.footprint.bytes(len(self.targets), points)
         fill = FILL_BYTES.get(device.type, 0) // needed
-        self._fill = max(1, min(fill, self._footprint.recycled(device) or fill))
+        self._fill = max(1, min(fill, self._explained.footprint.recycled(device) or fill))
         if self._memory is not None:
             self.microbatch = affordable(self._memory, device, needed)
 
@@ -503,24 +415,9 @@ class Attributor:
         return 0 if most is None else most + (3 if method.adaptive else 1)
 
 
-def _layout(optimizations: Optimizations, images: Images) -> torch.memory_format:
-    fit = images.ndim == 4 and images.dtype != torch.float64
-    return torch.channels_last if optimizations.channels_last and fit else torch.contiguous_format
-
-
 def _refuse_equal_names(targets: Sequence[Target]) -> None:
     if not targets:
         raise AttributionError("no target is given: give one, or leave it out for the largest output")
     names = [target.name for target in targets]
     if twice := [name for name in names if names.count(name) > 1]:
         raise AttributionError(f"target {twice[0]} is given twice")
-
-
-def _refuse_batch_statistics(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-            raise AttributionError(
-                f"module {name} normalises over the batch also in evaluation mode (no running statistics): "
-                "contributions of one image would depend on the others; set attribution.allow_mixing to explain it as "
-                "it is"
-            )

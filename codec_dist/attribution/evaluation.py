@@ -8,12 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from codec_dist.attribution.capture import Captured
+from codec_dist.attribution.capture import Captured, checked_output, widened
 from codec_dist.attribution.errors import AttributionError
-from codec_dist.attribution.outputs import checked_output, widened
 from codec_dist.attribution.targets import Target, named_errors
-from codec_dist.models import model_call
-from codec_dist.models.layers import LayerKey
+from codec_dist.models import LayerKey, model_call
 
 # Gradients of float16 networks are computed of the target times this, so that small ones do not vanish.
 FLOAT16_SCALE = 2.0**12

@@ -1,4 +1,4 @@
-"""The Triton kernel behind :func:`codec_dist.attribution.fused.split_path`."""
+"""The Triton kernel behind :func:`codec_dist.attribution.path_sums.split_path`."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -19,7 +19,7 @@ TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: t
 
 
 def split_path_fused(hidden: Points, gradient: Points) -> Split:
-    """As :func:`codec_dist.attribution.fused.split_path`, on the device of the tensors."""
+    """As :func:`codec_dist.attribution.path_sums.split_path`, on the device of the tensors."""
     hidden, gradient = _of_one_form(hidden), _of_one_form(gradient)
     batch, channels, positions = hidden[0].shape
     device = hidden[0].device

@@ -17,7 +17,7 @@ from torch import Tensor
 from codec_dist.attribution.evaluation import Evaluation, Point
 from codec_dist.attribution.path_points import GivenPoints
 from codec_dist.attribution.results import relative_residual
-from codec_dist.models.layers import LayerKey
+from codec_dist.models import LayerKey
 from codec_dist.utils import available_memory
 
 # Bytes of h and g that are kept at once, and no more than this part of what is free; more layers than fit are measured

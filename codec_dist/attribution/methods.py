@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from codec_dist.attribution.baselines import Baseline, as_baseline
+from codec_dist.attribution.capture import widened
 from codec_dist.attribution.data_statistics import DataStatistics
 from codec_dist.attribution.errors import AttributionError, require_whole
 from codec_dist.attribution.evaluation import Evaluation, Point
-from codec_dist.attribution.outputs import widened
 from codec_dist.attribution.path_points import (
     Fractions,
     GivenPoints,
@@ -25,7 +25,7 @@ from codec_dist.attribution.path_points import (
 )
 from codec_dist.attribution.path_sums import HiddenTotal, PathSum, WholeTotal, path_sum_for
 from codec_dist.attribution.refinement import Adaptive, ImagePaths, as_adaptive
-from codec_dist.models.layers import LayerKey
+from codec_dist.models import LayerKey
 from codec_dist.utils import Registry, derive_seed
 
 # S of the paper.

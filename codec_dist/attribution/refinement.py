@@ -18,12 +18,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from codec_dist.attribution.capture import widened
 from codec_dist.attribution.errors import AttributionError, require_whole
 from codec_dist.attribution.evaluation import Evaluation, Point
-from codec_dist.attribution.outputs import widened
 from codec_dist.attribution.path_sums import HiddenTotal, PathSum, RunningSum
 from codec_dist.attribution.reductions import Reduction, Split
-from codec_dist.models.layers import LayerKey
+from codec_dist.models import LayerKey
 
 # A change of the target below this part of its value counts as one of this size: there is nothing to explain.
 SMALLEST_CHANGE = 1e-6

@@ -17,12 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from codec_dist.attribution.capture import Captured, borrowed, edited
+from codec_dist.attribution.capture import Captured, borrowed, checked_output, edited, widened
 from codec_dist.attribution.errors import AttributionError
-from codec_dist.attribution.memory import is_out_of_memory
-from codec_dist.attribution.outputs import checked_output, widened
-from codec_dist.models import model_call, reason_of
-from codec_dist.models.layers import LayerKey
+from codec_dist.attribution.image_memory import is_out_of_memory
+from codec_dist.models import LayerKey, model_call, reason_of
 from codec_dist.utils import CodecError
 
 Images = Float[Tensor, "batch ..."]

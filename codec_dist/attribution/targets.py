@@ -14,7 +14,7 @@ from torch import Tensor
 
 from codec_dist.attribution.data_statistics import DataStatistics, ridged_inverse
 from codec_dist.attribution.errors import AttributionError, require_whole
-from codec_dist.attribution.memory import is_out_of_memory
+from codec_dist.attribution.image_memory import is_out_of_memory
 from codec_dist.utils import CodecError, Registry
 
 Output = Float[Tensor, "batch outputs"]

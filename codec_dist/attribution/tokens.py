@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from codec_dist.attribution.axes import IMAGE, UNKNOWN, Origin, Run
 from codec_dist.attribution.errors import AttributionError
 from codec_dist.attribution.tracing import Traced
-from codec_dist.models.layers import LayerKey
+from codec_dist.models import LayerKey
 
 CLASS_TOKEN = re.compile(r"cls|class(?!if)")
 OTHER_TOKEN = re.compile(r"reg|storage|dist|mask|prompt|quer|latent|memory")

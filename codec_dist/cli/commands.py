@@ -50,7 +50,7 @@ def submit(arguments: argparse.Namespace) -> int:
 
 def shards_pack(arguments: argparse.Namespace) -> None:
     """Images to shards."""
-    from codec_dist.cli.packing import describe, image_source
+    from codec_dist.cli.pack_command import describe, image_source
     from codec_dist.shards import pack
 
     source, classes, beside = image_source(arguments)
@@ -68,7 +68,7 @@ def shards_pack(arguments: argparse.Namespace) -> None:
 
 def shards_index(arguments: argparse.Namespace) -> None:
     """The index of shards made by others."""
-    from codec_dist.cli.packing import describe
+    from codec_dist.cli.pack_command import describe
     from codec_dist.shards import build_index
     from codec_dist.utils import CodecError
 

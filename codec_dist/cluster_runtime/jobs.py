@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from codec_dist.cluster_runtime.errors import ClusterError
-from codec_dist.cluster_runtime.network import check_jobs_server_answers
+from codec_dist.cluster_runtime.session import check_jobs_server_answers
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient

@@ -1,14 +1,5 @@
 """One validated, frozen description of a run: read from YAML once, at the edge, then only passed on."""
 
-from codec_dist.config.loading import (
-    config_reference,
-    config_schema,
-    load_config,
-    parse_config,
-    save_config,
-    shown_config,
-    store_of_run,
-)
 from codec_dist.config.packaged import packaged_config, packaged_names
 from codec_dist.config.sections import (
     AttributionSection,
@@ -32,7 +23,16 @@ from codec_dist.config.sections import (
     TrainingSettings,
     VisualizationSection,
 )
-from codec_dist.config.yaml_values import write_yaml
+from codec_dist.config.yaml_files import (
+    config_reference,
+    config_schema,
+    load_config,
+    parse_config,
+    save_config,
+    shown_config,
+    store_of_run,
+    write_yaml,
+)
 
 __all__ = [
     "AttributionSection",

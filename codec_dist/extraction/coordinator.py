@@ -23,8 +23,7 @@ from codec_dist.cluster_runtime import (
 )
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.extraction.plan import Plan
-from codec_dist.extraction.scheduling import IN_FLIGHT, FailedShard, ShardScheduler
-from codec_dist.extraction.timeouts import ShardTimeouts
+from codec_dist.extraction.scheduling import IN_FLIGHT, FailedShard, ShardScheduler, ShardTimeouts
 from codec_dist.extraction.worker import Failure, Receipt, ShardTask, ShardWorker, crash_file
 from codec_dist.shards import ShardInfo
 

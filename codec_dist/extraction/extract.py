@@ -1,5 +1,6 @@
-"""The stage: take the store, mend it, plan, coordinate, finish, sum up."""
+"""The stage: take the store, repair it, plan, coordinate, finish, sum up."""
 
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -7,21 +8,29 @@ from pathlib import Path
 
 from codec_dist.cluster_runtime import ray_session
 from codec_dist.config import Config
-from codec_dist.extraction.account import Account, ExtractionSummary
 from codec_dist.extraction.agreement import Agreement
+from codec_dist.extraction.calibration import settle
 from codec_dist.extraction.completeness import Completeness
 from codec_dist.extraction.coordinator import Coordinator
 from codec_dist.extraction.errors import ExtractionError
-from codec_dist.extraction.mending import mend_store
 from codec_dist.extraction.plan import Plan, check_free_space, make_plan
 from codec_dist.extraction.scheduling import FailedShard
-from codec_dist.extraction.settling import settle
+from codec_dist.extraction.summary import Account, ExtractionSummary
 from codec_dist.shards import ShardInfo, shards_folder
-from codec_dist.store import ContributionStore, Lease, Ledger, finish_store, samples_version
+from codec_dist.store import (
+    ContributionStore,
+    Lease,
+    Ledger,
+    Verification,
+    finish_store,
+    repair_store,
+    samples_version,
+    verify_store,
+)
 from codec_dist.tracking import Tracker
 from codec_dist.utils import Progress
 
-# How many shards an error message names.
+# How many shards, or faults, a message names.
 NAMED = 3
 
 
@@ -112,3 +121,36 @@ def _name_failures(failed: list[FailedShard], shards: int) -> str:
         f"{len(failed)} of {shards} shards could not be done: {named}{more}. Mend them and run the same command again: "
         "the others are kept"
     )
+
+
+# ---- Repair: a damaged store such that extraction completes it
+
+
+def mend_store(store: str | Path, *, full: bool) -> Verification:
+    """Look for damage in a store and forget the shards that have any; the caller holds the store's lease.
+
+    What was found is told in a line on stderr. Foreign files stay, and are told of.
+
+    Args:
+        store: folder or URL of a store that exists.
+        full: read all that is stored and compare it with its checksums; otherwise names and sizes of files
+            are looked at, which takes seconds and finds what is missing or cut short.
+
+    Raises:
+        StoreError: it cannot be reached or repaired.
+    """
+    if full:
+        with Progress("verify", len(Ledger(store).done()), "shards") as progress:
+            found = verify_store(store, full=True, on_shard=progress.advance)
+    else:
+        found = verify_store(store, full=False)
+    if found.ok:
+        return found
+    redo = repair_store(store, found)
+    named = "; ".join(f"{fault.where}: {fault.found}" for fault in found.faults[:NAMED])
+    more = f"; and {len(found.faults) - NAMED:,} more" if len(found.faults) > NAMED else ""
+    sys.stderr.write(
+        f"extract: {len(found.faults):,} faults in the store {store}, {len(redo):,} shards are done again: "
+        f"{named}{more}\n"
+    )
+    return found

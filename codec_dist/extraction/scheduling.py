@@ -1,4 +1,4 @@
-"""Which actor gets which shard, and what becomes of shards and actors that fail: decisions alone, without Ray.
+"""Which actor gets which shard, when one counts as hung, and what becomes of what fails: decisions alone, without Ray.
 
 Events go in with the time of a monotonic clock, decisions come out. :mod:`codec_dist.extraction.coordinator` carries
 them out.
@@ -7,12 +7,19 @@ them out.
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 from codec_dist.extraction.errors import ExtractionError
-from codec_dist.extraction.timeouts import ShardTimeouts
 
 IN_FLIGHT = 2
 """Shards that an actor has at once: it computes the first and decodes the next."""
+
+# Until enough shards are done to judge by.
+START_SECONDS = 3600.0
+SHARDS_TO_JUDGE_BY = 3
+# Of the median. Shards of one size differ by the size of their images and by what else the machine does.
+FACTOR = 10.0
+FLOOR_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,40 @@ class _Actor:
     given: int = 0
     first_since: float = 0.0
     """When the first of its shards became the first."""
+
+
+class ShardTimeouts:
+    """Time limits of shards: as set, or from the times that shards of this run took.
+
+    Args:
+        setting: seconds, or ``auto``.
+    """
+
+    def __init__(self, setting: float | str) -> None:
+        self._setting = None if setting == "auto" else float(setting)
+        self._seconds_per_sample: list[float] = []
+
+    def finished(self, seconds: float, samples: int) -> None:
+        """Take in the time that a shard of so many samples took."""
+        self._seconds_per_sample.append(seconds / max(1, samples))
+
+    @property
+    def to_start(self) -> float:
+        """Seconds for loading the model."""
+        return START_SECONDS if self._setting is None else self._setting
+
+    def limit(self, samples: int, attempts: int = 0) -> float:
+        """Seconds for a shard of so many samples that failed ``attempts`` times before.
+
+        With ``auto`` each attempt has twice the time of the one before, so that a machine that has become slow is not
+        taken for one that hangs.
+        """
+        if self._setting is not None:
+            return self._setting
+        limit = START_SECONDS
+        if len(self._seconds_per_sample) >= SHARDS_TO_JUDGE_BY:
+            limit = max(FLOOR_SECONDS, FACTOR * median(self._seconds_per_sample) * samples)
+        return float(limit * 2**attempts)
 
 
 class ShardScheduler:

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,6 @@ from codec_dist.extraction.agreement import Agreement
 from codec_dist.extraction.batches import Batch, Dropped, make_batches, prefetched
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.extraction.plan import Plan, build_attributor, cause_of, needs_labels, pin_numerics
-from codec_dist.extraction.timing import Stopwatch, TimeSplit
 from codec_dist.models import LoadedModel, load_model, model_line
 from codec_dist.shards import ShardInfo, read_shard
 from codec_dist.store import BlockWriter, StoreFullError
@@ -37,6 +36,41 @@ class ShardTask:
     attempt: int
     turn: int
     """How many shards were given to this actor before."""
+
+
+@dataclass(frozen=True)
+class TimeSplit:
+    """Seconds of an actor, of one shard or of many.
+
+    ``decode_wait``, ``compute`` and ``idle`` follow one another and add up to the actor's time; ``write``
+    goes on beside them, while the next shard is computed.
+    """
+
+    decode_wait: float = 0.0
+    """Waited for images to be read, decoded and prepared."""
+    compute: float = 0.0
+    """Attributed, and gathered the rows."""
+    write: float = 0.0
+    """Checked and wrote the block."""
+    idle: float = 0.0
+    """Between two shards: had none, or the last one's block was still being written."""
+
+    def __add__(self, other: "TimeSplit") -> "TimeSplit":
+        return TimeSplit(
+            self.decode_wait + other.decode_wait,
+            self.compute + other.compute,
+            self.write + other.write,
+            self.idle + other.idle,
+        )
+
+    @property
+    def wall(self) -> float:
+        """The actor's time, without what it wrote meanwhile."""
+        return self.decode_wait + self.compute + self.idle
+
+    def fractions(self) -> dict[str, float]:
+        """Each kind as a fraction of the actor's time; ``write`` can be in the time of the others."""
+        return {kind: seconds / max(self.wall, 1e-9) for kind, seconds in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -70,6 +104,30 @@ class Failure:
 def crash_file(plan: Plan, serial: int) -> Path:
     """Where an actor leaves the signal that it crashes with, if its node sees the run's folder."""
     return Path(plan.config.run.directory) / f".actor-{serial}.crash"
+
+
+@dataclass
+class Stopwatch:
+    """Adds up seconds by kind."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def measure(self, kind: str) -> Iterator[None]:
+        """Count the time of a block as ``kind``."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(kind, time.monotonic() - started)
+
+    def add(self, kind: str, seconds: float) -> None:
+        """Count seconds that were measured elsewhere."""
+        self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
+
+    def split(self) -> TimeSplit:
+        """What was counted."""
+        return TimeSplit(**self.seconds)
 
 
 class ShardWorker:

@@ -1,16 +1,16 @@
 """Causal tests of modes: change a layer's channels and watch the accuracy of classes (METHOD §6)."""
 
-from codec_dist.interventions.contexts import ablate, add, preserve, scale
-from codec_dist.interventions.counting import count_correct
-from codec_dist.interventions.counts import InterventionCounts
-from codec_dist.interventions.errors import InterventionError
-from codec_dist.interventions.files import (
+from codec_dist.interventions.class_results import (
     RESULTS_FORMAT,
     InterventionResults,
+    LayerResults,
+    layer_results,
     read_results,
     results_are_current,
     write_results,
 )
+from codec_dist.interventions.contexts import ablate, add, preserve, scale
+from codec_dist.interventions.errors import InterventionError
 from codec_dist.interventions.planning import (
     Condition,
     Experiment,
@@ -21,7 +21,7 @@ from codec_dist.interventions.planning import (
     random_order,
     rank_channels,
 )
-from codec_dist.interventions.subjects import LayerResults, layer_results
+from codec_dist.interventions.running import InterventionCounts, count_correct
 from codec_dist.interventions.uncertainty import areas, curves, nulls
 
 __all__ = [

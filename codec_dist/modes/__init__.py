@@ -5,11 +5,27 @@ A notebook opens a run's summary with :class:`ModeSummary`; a pipeline folds :fu
 :func:`write_statistics`.
 """
 
-from codec_dist.modes.concepts import load_concepts, parse_concepts
-from codec_dist.modes.correlations import Correlations, LoadingCorrelations
 from codec_dist.modes.errors import ModesError
-from codec_dist.modes.files import SummaryWriter, write_statistics
-from codec_dist.modes.folding import (
+from codec_dist.modes.layer_modes import (
+    Coverage,
+    LayerModes,
+    Specificity,
+    TopClass,
+    TopMode,
+    coverage,
+    load_concepts,
+    parse_concepts,
+    specificity,
+)
+from codec_dist.modes.layer_summary import (
+    PARTS,
+    Correlations,
+    LayerSummary,
+    LoadingCorrelations,
+    TopImages,
+    TopLoadings,
+)
+from codec_dist.modes.map_reduce import (
     FoldInputs,
     SummaryTask,
     assign_parts,
@@ -19,9 +35,6 @@ from codec_dist.modes.folding import (
     summarize_shards,
     summary_tasks,
 )
-from codec_dist.modes.layer_modes import LayerModes, TopClass, TopMode
-from codec_dist.modes.layer_summary import PARTS, LayerSummary
-from codec_dist.modes.specificity import Coverage, Specificity, coverage, specificity
 from codec_dist.modes.stability import (
     STABILITY_FILE,
     DictionaryMatch,
@@ -30,8 +43,7 @@ from codec_dist.modes.stability import (
     stability_over_seeds,
     write_stability,
 )
-from codec_dist.modes.summary import ModeSummary
-from codec_dist.modes.top_images import TopImages, TopLoadings
+from codec_dist.modes.summary_files import ModeSummary, SummaryWriter, write_statistics
 
 __all__ = [
     "PARTS",

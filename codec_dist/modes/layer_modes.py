@@ -1,7 +1,10 @@
-"""What the modes, or the raw channels, of one layer say about classes."""
+"""What the modes, or the raw channels, of one layer say about classes and concepts."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -9,11 +12,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from codec_dist.modes.concepts import class_index, parse_concepts
-from codec_dist.modes.correlations import Correlations
 from codec_dist.modes.errors import ModesError
-from codec_dist.modes.specificity import Coverage, Specificity, coverage, specificity
-from codec_dist.utils import suggestion
+from codec_dist.modes.layer_summary import Correlations
+from codec_dist.utils import read_json, suggestion
 
 MODE, CHANNEL = "mode", "channel"
 
@@ -34,6 +35,33 @@ class TopClass:
     index: int
     name: str
     correlation: float
+
+
+@dataclass(frozen=True)
+class Specificity:
+    """Concentration of each mode's positive correlations r⁺ on few classes; nan where no r⁺ > 0.
+
+    All four grow with specificity and lie in [0, 1].
+    """
+
+    entropy: Float[Tensor, "modes"]
+    """1 − H(r⁺/Σr⁺)/log n over the n classes with a correlation: 1 for one class, 0 for all alike; nan for n = 1."""
+    gini: Float[Tensor, "modes"]
+    """Gini coefficient of r⁺: 0 for all classes alike, 1 − 1/n for one class."""
+    top1_mass: Float[Tensor, "modes"]
+    """Share of the best class in Σr⁺."""
+    top5_mass: Float[Tensor, "modes"]
+    """Share of the best five classes in Σr⁺."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Sorted correlations, averaged; undefined classes and modes are left out."""
+
+    by_class: Float[Tensor, "defined_modes"]
+    """At rank i, the mean over classes of each class's i-th highest correlation."""
+    by_mode: Float[Tensor, "defined_classes"]
+    """At rank i, the mean over modes of each mode's i-th highest correlation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,3 +204,112 @@ def _descending(values: Tensor) -> list[int]:
 def _top_modes(select: Tensor, evaluate: Tensor, count: int) -> list[TopMode]:
     order = _descending(select)[:count]
     return [TopMode(mode, float(select[mode]), float(evaluate[mode])) for mode in order]
+
+
+# ---- How few classes a mode speaks of, and how well classes and modes are covered
+
+
+def specificity(correlation: Float[Tensor, "classes modes"]) -> Specificity:
+    """Specificity of each mode (METHOD §5) from correlations [classes, modes], nan where undefined."""
+    rows = _defined(correlation)[0]
+    positive = correlation[rows].double().clamp(min=0).sort(dim=0).values
+    classes, modes = positive.shape
+    if not classes:
+        undefined = torch.full((modes,), torch.nan, dtype=torch.float64)
+        return Specificity(undefined, undefined, undefined, undefined)
+    share = positive / positive.sum(dim=0)
+    entropy = torch.special.entr(share).sum(dim=0)
+    rank = torch.arange(1, classes + 1, dtype=torch.float64)[:, None]
+    return Specificity(
+        entropy=1 - entropy / torch.tensor(float(classes), dtype=torch.float64).log(),
+        gini=((2 * rank - classes - 1) * share).sum(dim=0) / classes,
+        top1_mass=share[-1],
+        top5_mass=share[-5:].sum(dim=0),
+    )
+
+
+def coverage(correlation: Float[Tensor, "classes modes"]) -> Coverage:
+    """Coverage curves (METHOD §5) from correlations [classes, modes], nan where undefined."""
+    rows, columns = _defined(correlation)
+    defined = correlation[rows][:, columns].double()
+    if not defined.numel():
+        return Coverage(torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64))
+    return Coverage(
+        by_class=defined.sort(dim=1, descending=True).values.mean(dim=0),
+        by_mode=defined.sort(dim=0, descending=True).values.mean(dim=1),
+    )
+
+
+def _defined(correlation: Tensor) -> tuple[Tensor, Tensor]:
+    """Classes and modes with any correlation: undefined is always a whole class or a whole mode."""
+    known = ~correlation.isnan()
+    return known.any(dim=1), known.any(dim=0)
+
+
+# ---- Concepts: named sets of classes, such as WordNet superclasses
+
+
+def load_concepts(path: Path, class_names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Read a JSON file ``{concept: [class names or indices]}``; see :func:`parse_concepts`.
+
+    Raises:
+        ModesError: no such file, no JSON, or a class that does not exist.
+    """
+    try:
+        value = read_json(Path(path))
+    except FileNotFoundError as error:
+        raise ModesError(f"there is no concepts file {path}: set modes.concepts to a JSON file") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModesError(f"the concepts file {path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict) or not all(isinstance(members, list) for members in value.values()):
+        raise ModesError(f"the concepts file {path} must hold {{concept: [class names or indices]}}")
+    return parse_concepts(value, class_names)
+
+
+def parse_concepts(concepts: Mapping[str, Sequence[Any]], class_names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Concepts as ascending class indices, each class once (METHOD §5).
+
+    Of the members, as read from JSON, a text is a class name and a number a class index.
+
+    Raises:
+        ModesError: an unknown class (with the nearest names), a name that several classes have, or a
+            concept without classes.
+    """
+    numbers: dict[str, list[int]] = {}
+    for number, name in enumerate(class_names):
+        numbers.setdefault(name, []).append(number)
+    return {name: _members(name, members, numbers, len(class_names)) for name, members in concepts.items()}
+
+
+def class_index(name: str, class_names: Sequence[str]) -> int:
+    """The index of the one class of this name.
+
+    Raises:
+        ModesError: no class has it (with the nearest names), or several have.
+    """
+    return _only(name, [number for number, each in enumerate(class_names) if each == name], class_names)
+
+
+def _members(concept: str, members: Sequence[Any], numbers: Mapping[str, list[int]], classes: int) -> tuple[int, ...]:
+    if not members:
+        raise ModesError(f"the concept {concept!r} lists no class: give it some or remove it")
+    return tuple(sorted({_member(concept, member, numbers, classes) for member in members}))
+
+
+def _member(concept: str, member: Any, numbers: Mapping[str, list[int]], classes: int) -> int:
+    if isinstance(member, str):
+        return _only(member, numbers.get(member, []), numbers, f"the concept {concept!r} lists the ")
+    if not isinstance(member, int) or isinstance(member, bool) or not 0 <= member < classes:
+        raise ModesError(
+            f"the concept {concept!r} lists {member!r}: classes are names, or numbers from 0 to {classes - 1}"
+        )
+    return member
+
+
+def _only(name: str, found: Sequence[int], names: Iterable[str], where: str = "") -> int:
+    if not found:
+        raise ModesError(f"{where}unknown class {name!r}: {suggestion(name, names)}")
+    if len(found) > 1:
+        indices = f"{', '.join(map(str, found[:-1]))} and {found[-1]}"
+        raise ModesError(f"{where}ambiguous class {name!r}: classes {indices} have this name; give the number instead")
+    return found[0]

@@ -3,9 +3,8 @@
 from codec_dist.pipeline.errors import PipelineError
 from codec_dist.pipeline.images import part_images
 from codec_dist.pipeline.run_directory import RunDirectory, StageRecord
-from codec_dist.pipeline.runner import check_config, run_stages
+from codec_dist.pipeline.runner import check_config, run_stages, submit_stage
 from codec_dist.pipeline.stages import STAGES, check_choices, stages_of_command
-from codec_dist.pipeline.submission import submit_stage
 
 __all__ = [
     "STAGES",

@@ -11,7 +11,7 @@ from codec_dist.config import Config
 from codec_dist.extraction import Plan
 from codec_dist.pipeline.images import run_index
 from codec_dist.pipeline.run_directory import RunDirectory
-from codec_dist.pipeline.selection import selected_saes
+from codec_dist.pipeline.selected_saes import selected_saes
 from codec_dist.shards import configured_split
 from codec_dist.store import ContributionStore, stored_quantities
 from codec_dist.training import check_training, read_left_out

@@ -22,9 +22,9 @@ from codec_dist.interventions import (
     write_results,
 )
 from codec_dist.modes import ModeSummary
-from codec_dist.pipeline.data import stored_part
 from codec_dist.pipeline.images import load_run_model, run_index, shard_images
-from codec_dist.pipeline.selection import chosen_saes, class_mode_rows
+from codec_dist.pipeline.preparing import stored_part
+from codec_dist.pipeline.selected_saes import chosen_saes, class_mode_rows
 from codec_dist.pipeline.stage import StageContext
 from codec_dist.shards import ShardInfo
 from codec_dist.store import ContributionStore

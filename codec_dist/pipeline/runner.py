@@ -1,12 +1,17 @@
-"""Runs stages in order, and skips those that are done for this config and these inputs."""
+"""Runs stages in order, and skips those that are done for this config and these inputs; or submits one as a Ray job."""
 
 import contextlib
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
+from codec_dist.cluster_runtime import JobOutcome, submit_job
 from codec_dist.config import Config, ConfigError, load_config, save_config, shown_config
 from codec_dist.extraction import Plan, make_plan
+from codec_dist.pipeline.errors import PipelineError
 from codec_dist.pipeline.fingerprints import StageFingerprints
 from codec_dist.pipeline.images import load_run_model, run_index
 from codec_dist.pipeline.inputs import planned_inputs, present_inputs
@@ -22,6 +27,8 @@ from codec_dist.utils import naming_full_disk
 FOLLOWING_OPTIONS = ("transform_input",)
 
 Planned = tuple[Plan, tuple[ShardInfo, ...]]
+
+NOT_SENT = shutil.ignore_patterns(".git", ".venv", "__pycache__", "wandb", "runs", "*.zarr", "*.tar")
 
 
 def run_stages(config: Config, names: Sequence[str] | None = None) -> list[StageRecord]:
@@ -187,3 +194,39 @@ def _run_stage(stage: Stage, context: StageContext, fingerprints: StageFingerpri
 def _say(line: str) -> None:
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
+
+
+# ---- A stage as a Ray job on a cluster
+
+
+def submit_stage(
+    stage: str, config: Config, address: str, *, code: Path | None = None, wait: bool = True
+) -> JobOutcome:
+    """Run a stage (or ``run``, all of them) on a cluster whose nodes reach the config's paths.
+
+    The resolved config travels with the job, so the cluster needs no copy of the file.
+
+    Args:
+        stage: name of the command.
+        config: the resolved config.
+        address: URL of the cluster's job server.
+        code: folder with the user's own modules (for ``module:`` models), sent along.
+        wait: follow the job's log until it ends; else return once it is accepted.
+
+    Raises:
+        PipelineError: ``code`` is no folder.
+        ClusterError: nothing answers at the address, or the job is refused.
+    """
+    check_choices(config)
+    with tempfile.TemporaryDirectory(prefix="codec_dist-job-") as folder:
+        sent = Path(folder) / "job"
+        if code is None:
+            sent.mkdir()
+        elif not code.is_dir():
+            raise PipelineError(f"the folder {code} that is to go with the job does not exist")
+        else:
+            shutil.copytree(code, sent, ignore=NOT_SENT)
+        name = "codec_dist_config.yaml"
+        # It is the job's own input: without them its nodes could not read what the config names.
+        save_config(config, sent / name, with_credentials=True)
+        return submit_job(address, stage, name, working_dir=sent, follow=wait)

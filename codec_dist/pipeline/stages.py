@@ -11,13 +11,13 @@ from codec_dist.attribution import METHODS, TARGETS
 from codec_dist.config import Config
 from codec_dist.extraction import extract
 from codec_dist.interventions import RESULTS_FORMAT, results_are_current
-from codec_dist.pipeline.data import prepare
 from codec_dist.pipeline.errors import PipelineError
 from codec_dist.pipeline.images import unreadable_shards
 from codec_dist.pipeline.inputs import StageInputs
 from codec_dist.pipeline.intervening import intervene
+from codec_dist.pipeline.preparing import prepare
 from codec_dist.pipeline.run_directory import RunDirectory
-from codec_dist.pipeline.selection import matching_saes
+from codec_dist.pipeline.selected_saes import matching_saes
 from codec_dist.pipeline.stage import RunFacts, Stage, StageContext
 from codec_dist.pipeline.summarizing import check_summary, summarize
 from codec_dist.pipeline.visualizing import visualize

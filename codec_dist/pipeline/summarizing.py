@@ -21,9 +21,9 @@ from codec_dist.modes import (
     summary_tasks,
     write_statistics,
 )
-from codec_dist.pipeline.data import class_names
 from codec_dist.pipeline.inputs import StageInputs
-from codec_dist.pipeline.selection import selected_saes
+from codec_dist.pipeline.preparing import class_names
+from codec_dist.pipeline.selected_saes import selected_saes
 from codec_dist.pipeline.stage import StageContext
 from codec_dist.store import ContributionStore
 from codec_dist.tracking import Tracker

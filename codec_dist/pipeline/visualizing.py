@@ -11,7 +11,7 @@ from codec_dist.config import Config
 from codec_dist.interventions import rank_channels
 from codec_dist.modes import LayerModes, ModeSummary
 from codec_dist.pipeline.images import load_run_model, run_index, shard_images
-from codec_dist.pipeline.selection import chosen_saes
+from codec_dist.pipeline.selected_saes import chosen_saes
 from codec_dist.pipeline.stage import StageContext
 from codec_dist.sae import SparseAutoencoder
 from codec_dist.utils import Progress

@@ -16,7 +16,6 @@ from markupsafe import Markup
 
 from codec_dist.config import Config, write_yaml
 from codec_dist.report.causal import layer_curves, selectivity_figures
-from codec_dist.report.configurations import configurations
 from codec_dist.report.depth import (
     completeness_advice,
     mode_figures,
@@ -28,7 +27,7 @@ from codec_dist.report.formatting import duration, number, percent, size
 from codec_dist.report.gallery import galleries
 from codec_dist.report.reference import reference
 from codec_dist.report.run_data import RESULTS, read_run
-from codec_dist.report.saes import criterion, reasons, sae_table, training_charts
+from codec_dist.report.saes import configurations, criterion, reasons, sae_table, training_charts
 from codec_dist.report.tradeoff import trade_offs
 from codec_dist.utils import without_credentials, write_bytes_atomically
 

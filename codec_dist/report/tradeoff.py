@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from codec_dist.report.charts import MARKERS, Axis, draw_axes
-from codec_dist.report.configurations import Configuration
+from codec_dist.report.charts import CHARACTER_WIDTH, MARKERS, Axis, Canvas, Scale, draw_axes, nice_ticks, spread
 from codec_dist.report.depth import Table
 from codec_dist.report.formatting import number
 from codec_dist.report.run_data import RunData, quantity_kind
-from codec_dist.report.svg import CHARACTER_WIDTH, Canvas, Scale, nice_ticks, spread
+from codec_dist.report.saes import Configuration
 
 LOWEST_DRAWN = -0.25
 SMALLEST_L0 = 0.05

@@ -1,19 +1,16 @@
 """Sparse autoencoders: architectures behind one interface, their files, and their held-out metrics (METHOD §3)."""
 
-from codec_dist.sae.autoencoder import ARCHITECTURES, Loss, SparseAutoencoder, build
-from codec_dist.sae.batchtopk import BatchTopKAutoencoder
+from codec_dist.sae.arithmetic import ALONE, Group
+from codec_dist.sae.base import ARCHITECTURES, Loss, SparseAutoencoder, build
+from codec_dist.sae.batchtopk import BatchTopKAutoencoder, MatryoshkaAutoencoder
 from codec_dist.sae.checkpoint import has_weights
 from codec_dist.sae.errors import SaeError
-from codec_dist.sae.fitted import FittedAutoencoder
 from codec_dist.sae.gated import GatedAutoencoder
-from codec_dist.sae.groups import ALONE, Group
+from codec_dist.sae.interop import export_sae, import_sae
 from codec_dist.sae.jumprelu import JumpReluAutoencoder
-from codec_dist.sae.layouts import export_sae, import_sae
 from codec_dist.sae.linear import LinearAutoencoder, geometric_median
-from codec_dist.sae.matryoshka import MatryoshkaAutoencoder
 from codec_dist.sae.metrics import ReconstructionMetrics, ReconstructionReport, coherence
-from codec_dist.sae.nmf import NmfAutoencoder
-from codec_dist.sae.pca import PcaAutoencoder
+from codec_dist.sae.pca_nmf import FittedAutoencoder, NmfAutoencoder, PcaAutoencoder
 from codec_dist.sae.relu import ReluAutoencoder
 from codec_dist.sae.sharded import Joined, ProcessGroup, shard, unshard, whole_on_host
 from codec_dist.sae.stacked import StackedAutoencoder

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from codec_dist.sae.autoencoder import ARCHITECTURES
+from codec_dist.sae.arithmetic import mean_square
+from codec_dist.sae.base import ARCHITECTURES
 from codec_dist.sae.linear import LinearAutoencoder, LinearOptions
-from codec_dist.sae.members import mean_square
 
 
 @dataclass(frozen=True, kw_only=True)

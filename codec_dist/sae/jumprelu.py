@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from codec_dist.sae.autoencoder import ARCHITECTURES
+from codec_dist.sae.arithmetic import row_mean, wide
+from codec_dist.sae.base import ARCHITECTURES
 from codec_dist.sae.linear import LinearAutoencoder, LinearOptions
-from codec_dist.sae.members import row_mean, wide
 
 
 @dataclass(frozen=True, kw_only=True)

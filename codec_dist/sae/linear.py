@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from codec_dist.sae.autoencoder import Loss
-from codec_dist.sae.members import affine, mean_square
-from codec_dist.sae.options import TrainedOptions
+from codec_dist.sae.arithmetic import affine, mean_square
+from codec_dist.sae.base import Loss, TrainedOptions
 from codec_dist.sae.trained import SMALLEST_NORM, TrainedAutoencoder, unit_rows
 
 MEDIAN_ITERATIONS = 50

@@ -6,7 +6,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from codec_dist.sae.autoencoder import ARCHITECTURES
+from codec_dist.sae.base import ARCHITECTURES
 from codec_dist.sae.linear import LinearAutoencoder, LinearOptions
 
 

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from codec_dist.sae.arithmetic import Group
 from codec_dist.sae.errors import SaeError
-from codec_dist.sae.groups import Group
 from codec_dist.sae.stacked import empty_like, place, tensors_of
 from codec_dist.sae.trained import TrainedAutoencoder
 

@@ -7,10 +7,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from codec_dist.sae.autoencoder import Loss
+from codec_dist.sae.arithmetic import Group
+from codec_dist.sae.base import Loss, differing
 from codec_dist.sae.errors import SaeError
-from codec_dist.sae.groups import Group
-from codec_dist.sae.options import differing
 from codec_dist.sae.trained import TrainedAutoencoder
 
 

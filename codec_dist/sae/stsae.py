@@ -9,9 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
-from codec_dist.sae.autoencoder import ARCHITECTURES, Loss
-from codec_dist.sae.members import affine, mean_square, wide
-from codec_dist.sae.options import TrainedOptions
+from codec_dist.sae.arithmetic import affine, mean_square, wide
+from codec_dist.sae.base import ARCHITECTURES, Loss, TrainedOptions
 from codec_dist.sae.trained import TrainedAutoencoder, pick_rows
 
 PAPER_HIDDEN = 2048

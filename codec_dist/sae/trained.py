@@ -7,10 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from codec_dist.sae.autoencoder import SparseAutoencoder
-from codec_dist.sae.members import mean_square
-from codec_dist.sae.options import TrainedOptions
-from codec_dist.sae.selection import strongest
+from codec_dist.sae.arithmetic import mean_square, strongest
+from codec_dist.sae.base import SparseAutoencoder, TrainedOptions
 
 SMALLEST_NORM = 1e-12
 

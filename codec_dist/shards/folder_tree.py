@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from codec_dist.shards.errors import ShardError
 from codec_dist.shards.image_files import suffix_of
-from codec_dist.shards.streams import why_passed_over
 from codec_dist.shards.tally import Tally, shown
+from codec_dist.shards.tar import why_passed_over
 
 
 class FolderTree(NamedTuple):

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from codec_dist.shards.decoding import LARGEST_IMAGE, OUT_OF_MEMORY
 from codec_dist.shards.errors import ShardError
+from codec_dist.shards.shard_reading import LARGEST_IMAGE, OUT_OF_MEMORY
 
 # Members of these extensions are read by default; files of these names are packed byte by byte, whatever they hold.
 PACKED_AS_THEY_ARE = ("jpg", "jpeg", "png", "webp")

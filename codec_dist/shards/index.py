@@ -1,25 +1,36 @@
-"""The index of a folder of shards: one table of shards, one of samples, and a fingerprint."""
+"""The index of a folder of shards: one table of shards, one of samples, class names, and a fingerprint."""
 
+import json
+import shlex
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from codec_dist.shards.classes import read_classes
 from codec_dist.shards.errors import DamagedTarError, ShardError
-from codec_dist.shards.index_files import how_to_index, read_samples, read_shards, write_tables
-from codec_dist.shards.location import WEB, Location
-from codec_dist.shards.retries import Retries
+from codec_dist.shards.location import WEB, Location, Retries
 from codec_dist.shards.scanning import Findings, ShardInfo, scan_shard
-from codec_dist.shards.streams import dotted_fields
+from codec_dist.shards.tar import dotted_fields
 from codec_dist.utils import Progress, hash_json, without_credentials
 
 # Tars that are read at once; more than processors, as remote ones are waited for.
 SCANNED_AT_ONCE = 4
 NAMED = 3
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
+
+FORMAT_VERSION = "1"
+SHARDS_SCHEMA = pa.schema(
+    [("name", pa.string()), ("samples", pa.int64()), ("bytes", pa.int64()), ("fingerprint", pa.string())]
+)
+# Only where there are faults: most data sets have none.
+FAULTS = pa.field("faults", pa.list_(pa.struct([("position", pa.int32()), ("reason", pa.string())])))
+
+CLASSES_FILE = "classes.json"
 
 
 @dataclass(frozen=True)
@@ -269,3 +280,132 @@ def _compare_with_listing(index: ShardIndex, place: Location) -> None:
         if found[name] is not None and found[name] != size:
             sizes = f"{place.path(name)} has {found[name]:,} bytes where the index says {size:,}"
             raise ShardError(f"{sizes}: it is cut short or was replaced; restore it, or {remedy}")
+
+
+# ---- The two files of an index: ``index.parquet`` and ``index-samples.parquet``; with a pattern, ``index-HASH...``
+
+
+def write_tables(
+    place: Location, stem: str, shards: Sequence[ShardInfo], samples: pa.Table, metadata: dict[str, str]
+) -> None:
+    """Write both files of the index ``stem``, each whole or not at all; the one that readers look for comes last.
+
+    Raises:
+        OSError: the place is read-only or full.
+    """
+    metadata = {"format": FORMAT_VERSION} | metadata
+    schema, rows = SHARDS_SCHEMA, [_row(shard) for shard in shards]
+    if any(shard.faults for shard in shards):
+        schema = schema.append(FAULTS)
+    place.write(_samples_file(stem), _serialise(samples, metadata))
+    place.write(_index_file(stem), _serialise(pa.Table.from_pylist(rows, schema=schema), metadata))
+
+
+def read_shards(place: Location, stem: str) -> tuple[tuple[ShardInfo, ...], dict[str, str]] | None:
+    """The table of shards and its metadata of the index ``stem``, None if there is none.
+
+    Raises:
+        ShardError: the file is damaged, or of a format that this version does not read.
+    """
+    file = _index_file(stem)
+    content = place.read(file)
+    if content is None:
+        return None
+    table = _parse_table(content, place.path(file))
+    metadata = _metadata(table)
+    if metadata.get("format") != FORMAT_VERSION or not _has_shards(table):
+        raise ShardError(f"{place.path(file)} is not an index of shards that this version reads: {how_to_index(place)}")
+    known = [name for name in (*SHARDS_SCHEMA.names, FAULTS.name) if name in table.column_names]
+    return tuple(_shard(row) for row in table.select(known).to_pylist()), metadata
+
+
+def read_samples(place: Location, stem: str, fingerprint: str, source: str) -> pa.Table:
+    """The table of samples that belongs to the index with this fingerprint, of the shards in ``source``.
+
+    Raises:
+        ShardError: the file is missing, damaged or another index's.
+    """
+    file = _samples_file(stem)
+    content = place.read(file)
+    table = None if content is None else _parse_table(content, place.path(file))
+    if table is None or _metadata(table).get("fingerprint") != fingerprint:
+        found = "is missing" if table is None else f"does not belong to the {_index_file(stem)} beside it"
+        raise ShardError(f"{place.path(file)} {found}: {how_to_index(source)}")
+    return table.replace_schema_metadata(None)
+
+
+def how_to_index(place: Location | str) -> str:
+    """The remedy for an index that does not fit."""
+    return f"index again with `codec-dist shards index {shlex.quote(str(place))}`"
+
+
+def _index_file(stem: str) -> str:
+    return f"{stem}.parquet"
+
+
+def _samples_file(stem: str) -> str:
+    return f"{stem}-samples.parquet"
+
+
+def _row(shard: ShardInfo) -> dict[str, Any]:
+    return vars(shard) | {"faults": [{"position": position, "reason": reason} for position, reason in shard.faults]}
+
+
+def _shard(row: dict[str, Any]) -> ShardInfo:
+    faults = tuple((fault["position"], fault["reason"]) for fault in row.pop("faults", None) or ())
+    return ShardInfo(**row, faults=faults)
+
+
+def _has_shards(table: pa.Table) -> bool:
+    """Whether a table has the columns of shards, of their types, and in them values that shards can have."""
+    if [table.column_names.count(name) for name in SHARDS_SCHEMA.names] != [1] * len(SHARDS_SCHEMA):
+        return False
+    found = table.select(SHARDS_SCHEMA.names)
+    if found.schema.remove_metadata() != SHARDS_SCHEMA or any(column.null_count for column in found.columns):
+        return False
+    return all((pc.min(found[name]).as_py() or 0) >= 0 for name in ("samples", "bytes"))
+
+
+def _serialise(table: pa.Table, metadata: dict[str, str]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def _parse_table(content: bytes, path: str) -> pa.Table:
+    try:
+        return pq.read_table(pa.BufferReader(content))
+    except pa.ArrowException as error:
+        raise ShardError(f"{path} is not a readable Parquet file: {' '.join(str(error).split())}") from error
+
+
+def _metadata(table: pa.Table) -> dict[str, str]:
+    return {key.decode(): value.decode(errors="replace") for key, value in (table.schema.metadata or {}).items()}
+
+
+# ---- Class names beside the shards: ``classes.json``, a list by label
+
+
+def read_classes(place: Location) -> tuple[str, ...] | None:
+    """Class names by label, None if there is no ``classes.json``.
+
+    Raises:
+        ShardError: the file is neither a list of names nor an object from "0", "1", … to names.
+    """
+    content = place.read(CLASSES_FILE)
+    if content is None:
+        return None
+    try:
+        values = json.loads(content)
+    except ValueError as error:
+        raise ShardError(f"{place.path(CLASSES_FILE)} is not JSON: {error}") from error
+    if isinstance(values, dict) and set(values) == {str(label) for label in range(len(values))}:
+        values = [values[str(label)] for label in range(len(values))]
+    if not isinstance(values, list) or not values or not all(isinstance(name, str) for name in values):
+        raise ShardError(f'{place.path(CLASSES_FILE)} names no classes: expected ["name of 0", "name of 1", ...]')
+    return tuple(values)
+
+
+def write_classes(place: Location, classes: Sequence[str]) -> None:
+    """Write ``classes.json``, whole or not at all."""
+    place.write(CLASSES_FILE, (json.dumps(list(classes), ensure_ascii=False, indent=1) + "\n").encode())

@@ -16,10 +16,9 @@ from codec_dist.shards.class_lists import ClassList, label_warnings, match_class
 from codec_dist.shards.errors import ShardError
 from codec_dist.shards.folder_tree import read_folder_tree
 from codec_dist.shards.image_files import NoImageError, as_member, image_suffixes, suffix_of
-from codec_dist.shards.labels import LARGEST_LABEL
-from codec_dist.shards.samples import Sample, file_key
-from codec_dist.shards.streams import why_passed_over
+from codec_dist.shards.samples import LARGEST_LABEL, Sample, file_key
 from codec_dist.shards.tally import Tally
+from codec_dist.shards.tar import why_passed_over
 from codec_dist.utils import suggestion
 
 # What is held at once: rows, and bytes of each column's pages.

@@ -1,15 +1,21 @@
-"""What a source of images gives to packing."""
+"""What a source of images gives to packing: samples and their labels; and sources that are in memory."""
 
+import io
+import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+from PIL import Image
+
 from codec_dist.shards.errors import ShardError
-from codec_dist.shards.labels import LARGEST_LABEL
 from codec_dist.shards.tally import Tally
 
 UNENCODED = re.compile(r"[^%.\\]*")
+
+LARGEST_LABEL = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,3 +109,80 @@ def check_sample(sample: Sample, classes: int | None) -> None:
 
 def _percent(character: str) -> str:
     return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogateescape"))
+
+
+# ---- Labels of samples: an integer member, or a field of the JSON member
+
+
+def read_label(members: Mapping[str, bytes], label_field: str) -> tuple[int | None, str | None]:
+    """Label of a sample, and what is wrong with it.
+
+    Args:
+        members: extension → bytes of the sample's members.
+        label_field: an extension such as ``cls``, or ``json:FIELD``.
+
+    Returns:
+        (label, None), (None, None) for a sample without label, or (None, fault).
+    """
+    extension, _, field = label_field.partition(":")
+    content = members.get(extension.lower())
+    if content is None:
+        return None, None
+    if field:
+        return _from_json(bytes(content), field)
+    text = bytes(content).strip()
+    if not text.isdigit() or len(text) > 10 or int(text) > LARGEST_LABEL:
+        return None, f"the label {text[:40].decode(errors='replace')!r} in .{extension} is not an integer from 0"
+    return int(text), None
+
+
+def _from_json(content: bytes, field: str) -> tuple[int | None, str | None]:
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        return None, f"the .json member is not JSON: {error}"
+    if not isinstance(values, dict):
+        return None, "the .json member is not an object"
+    label = values.get(field)
+    if label is None:
+        return None, None
+    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label <= LARGEST_LABEL:
+        return None, f"the label {str(label)[:40]!r} in field {field!r} of .json is not an integer from 0"
+    return label, None
+
+
+# ---- Images to pack that are in memory, such as the built-in digits
+
+
+def digits() -> tuple["HeldSamples", list[str]]:
+    """Scikit-learn's 1,797 handwritten digits: 8×8 grey PNG, values 0..16 scaled to 0..255; classes "0" to "9"."""
+    from sklearn.datasets import load_digits
+
+    bundle = load_digits()
+    pixels = np.rint(bundle.images * (255 / 16)).astype(np.uint8)
+    samples = []
+    for number, (image, label) in enumerate(zip(pixels, bundle.target)):
+        content = io.BytesIO()
+        # Uncompressed, so that the bytes do not depend on the version of zlib.
+        Image.fromarray(image).save(content, format="PNG", compress_level=0)
+        samples.append(Sample(f"digit-{number:06d}", content.getvalue(), "png", int(label)))
+    return HeldSamples(samples), [str(label) for label in bundle.target_names]
+
+
+class HeldSamples:
+    """Samples that are in memory."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self._samples)
+
+    def keys(self) -> Iterator[str]:
+        return (sample.key for sample in self._samples)
+
+    def read(self, numbers: Sequence[int]) -> list[Sample]:
+        return [self._samples[number] for number in numbers]

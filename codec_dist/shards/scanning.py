@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from codec_dist.shards.labels import read_label
 from codec_dist.shards.location import Location
-from codec_dist.shards.streams import HashingStream, RawSample, dotted_fields, repeated_key, stream_samples
+from codec_dist.shards.samples import read_label
 from codec_dist.shards.tally import Tally
+from codec_dist.shards.tar import HashingStream, RawSample, dotted_fields, repeated_key, stream_samples
 
 SAMPLES_SCHEMA = pa.schema(
     [("shard", pa.string()), ("position", pa.int32()), ("key", pa.string()), ("label", pa.int32())]

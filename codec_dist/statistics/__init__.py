@@ -4,13 +4,19 @@ Every accumulator has ``update(batch)``, ``merge(other)`` (in place, returns sel
 float64 state on the CPU, so that any number of workers can each see a part of the data.
 """
 
-from codec_dist.statistics.class_means import ClassMeans, ClassMeansResult
-from codec_dist.statistics.distribution import Distribution, DistributionAccumulator
+from codec_dist.statistics.accumulators import (
+    ClassMeans,
+    ClassMeansResult,
+    Distribution,
+    DistributionAccumulator,
+    HoyerStatistics,
+    Moments,
+    SignCorrelation,
+    hoyer,
+    sign_correlation,
+)
 from codec_dist.statistics.errors import StatisticsError
-from codec_dist.statistics.layer import LayerStatistics, LayerStatisticsResult
-from codec_dist.statistics.moments import Moments
-from codec_dist.statistics.sign_correlation import SignCorrelation, sign_correlation
-from codec_dist.statistics.sparsity import HoyerStatistics, hoyer
+from codec_dist.statistics.layer_statistics import LayerStatistics, LayerStatisticsResult
 
 __all__ = [
     "ClassMeans",

@@ -2,21 +2,18 @@
 
 from typing import TYPE_CHECKING
 
-from codec_dist.store.creation import create_store
-from codec_dist.store.digest import RowSum
+from codec_dist.store.checksums import RowSum
 from codec_dist.store.errors import LeaseError, StoreError, StoreFullError
-from codec_dist.store.faults import Fault, Verification
 from codec_dist.store.hdf5 import export_hdf5, import_hdf5
 from codec_dist.store.info import StoreInfo
 from codec_dist.store.layout import find_store, samples_version, store_exists
 from codec_dist.store.lease import Lease
 from codec_dist.store.ledger import Ledger, Marker
-from codec_dist.store.pieces import Block, Chunk, ChunkName
 from codec_dist.store.quantities import stored_quantities
-from codec_dist.store.reading import ContributionStore
-from codec_dist.store.samples import finish_store
-from codec_dist.store.verification import repair_store, verify_store
-from codec_dist.store.writing import BlockWriter
+from codec_dist.store.reading import Block, Chunk, ChunkName, ContributionStore
+from codec_dist.store.sample_tables import finish_store
+from codec_dist.store.verification import Fault, Verification, repair_store, verify_store
+from codec_dist.store.writing import BlockWriter, create_store
 
 if TYPE_CHECKING:
     from codec_dist.store.torch_rows import RowBatch, RowDataset

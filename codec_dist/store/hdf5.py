@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from codec_dist.store.creation import create_store
 from codec_dist.store.errors import StoreError
 from codec_dist.store.layout import DTYPES
 from codec_dist.store.lease import Lease
 from codec_dist.store.ledger import Ledger
 from codec_dist.store.quantities import KINDS, SIGNS
 from codec_dist.store.reading import ContributionStore
-from codec_dist.store.samples import finish_store
-from codec_dist.store.writing import BlockWriter
+from codec_dist.store.sample_tables import finish_store
+from codec_dist.store.writing import BlockWriter, create_store
 from codec_dist.utils import Progress, hash_file
 
 LABELS = "targets"

@@ -12,8 +12,9 @@ import numpy as np
 
 from codec_dist.config import store_of_run
 from codec_dist.store.errors import StoreError
-from codec_dist.store.place import LocalPlace, Place, open_place
+from codec_dist.store.place import LocalPlace, open_place
 from codec_dist.store.quantities import Quantity, stored_quantities
+from codec_dist.store.storage import Place
 from codec_dist.utils import escape_name, hash_json, suggestion
 
 FORMAT_NAME = "codec_dist contribution store"

@@ -1,7 +1,10 @@
 """The lease: at most one coordinator works on a store, whatever happened to the one before."""
 
 import json
+import os
 import re
+import socket
+import subprocess
 import threading
 import time
 import uuid
@@ -14,13 +17,28 @@ from typing import Any
 
 from codec_dist.store.checksums import checksum
 from codec_dist.store.errors import LeaseError
-from codec_dist.store.place import LocalPlace, Place, open_place
-from codec_dist.store.processes import Process, is_dead, this_process
+from codec_dist.store.place import LocalPlace, open_place
+from codec_dist.store.storage import Place
 
 LEASE = "lease.json"
 LEASE_FILES = r"lease\.json|lease\.\w+\.claim"
 HEARTBEAT_SECONDS = 5.0
 PATIENCE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process, told apart from a later one with the same number."""
+
+    host: str
+    system: str
+    """The boot of the host and the space of its process numbers (containers have their own)."""
+    pid: int
+    started: str
+    """When it started, as the system counts."""
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on host {self.host}"
 
 
 @dataclass(frozen=True)
@@ -189,3 +207,39 @@ class Lease:
                 return
             except OSError:
                 continue  # `check` notices when this goes on for too long
+
+
+# ---- Which process this is, and whether another one of this host still lives
+
+
+def this_process() -> Process:
+    """The process that asks."""
+    return Process(socket.gethostname(), _system(), os.getpid(), _started(os.getpid()) or "")
+
+
+def is_dead(process: Process) -> bool | None:
+    """Whether a process has ended; None for one whose host is not this one (or was started anew since)."""
+    if (process.host, process.system) != (socket.gethostname(), _system()):
+        return None
+    return _started(process.pid) != process.started
+
+
+def _system() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str | None:
+    """When a process started; None if there is none, or only what its parent has not collected yet."""
+    if not Path("/proc/self/stat").exists():
+        found = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        return found.stdout.strip() or None
+    try:
+        # The second field, the command in brackets, may hold anything.
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if state in "ZX" else fields[18]

@@ -11,7 +11,7 @@ from typing import Any
 from codec_dist.store.checksums import METHOD
 from codec_dist.store.errors import StoreError
 from codec_dist.store.layout import Layout, read_layout
-from codec_dist.store.place import Place
+from codec_dist.store.storage import Place
 from codec_dist.utils import hash_json
 
 CHECKSUM = re.compile(r"[0-9a-f]{8}")

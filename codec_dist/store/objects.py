@@ -14,7 +14,7 @@ import fsspec
 import numpy as np
 
 from codec_dist.store.errors import StoreError
-from codec_dist.store.place import Item, Place, Result
+from codec_dist.store.storage import Item, Place, Result
 
 Value = TypeVar("Value")
 

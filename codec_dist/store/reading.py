@@ -1,27 +1,61 @@
 """Reading a store: whole chunks of valid rows, checked, in the order of the table of samples or shuffled."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float, Int
 
-from codec_dist.store.ahead import read_ahead
+from codec_dist.store.checksums import RowSum
 from codec_dist.store.chunks import ChunkFiles
-from codec_dist.store.digest import RowSum
 from codec_dist.store.errors import StoreError
 from codec_dist.store.info import StoreInfo
 from codec_dist.store.layout import read_layout
 from codec_dist.store.ledger import Marker, read_markers
-from codec_dist.store.pieces import Block, Chunk, ChunkName
 from codec_dist.store.quantities import Quantity, terms_of
-from codec_dist.store.samples import read_samples, shard_tables
-from codec_dist.store.selection import find_rows, spread_rows
+from codec_dist.store.row_selection import find_rows, spread_rows
+from codec_dist.store.sample_tables import read_samples, shard_tables
 from codec_dist.utils import derive_seed
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Block:
+    """The valid rows of one shard in one array."""
+
+    shard_number: int
+    start: int
+    """Place of the first row in the table of samples."""
+    values: Float[np.ndarray, "rows channels"]
+
+
+class ChunkName(NamedTuple):
+    """One chunk of one array."""
+
+    shard_number: int
+    part: int
+    """Which of the chunks of the shard's block."""
+    layer: str
+    quantity: str
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The valid rows of one chunk."""
+
+    name: ChunkName
+    start: int
+    """Place of the first row in the table of samples."""
+    values: Float[np.ndarray, "rows channels"]
 
 
 class ContributionStore:
@@ -335,3 +369,42 @@ def _joined(quantity: str, arrays: Iterable[np.ndarray]) -> np.ndarray:
     for other in others:
         first += other
     return first
+
+
+# ---- Reading ahead in threads, in order and in bounded memory
+
+
+def read_ahead(
+    items: Iterable[Item],
+    read: Callable[[Item], Result],
+    *,
+    budget: int,
+    threads: int,
+    weight: Callable[[Item], int] = lambda item: 1,
+) -> Iterator[Result]:
+    """``read(item)`` of each item in order, read in threads while the caller works on earlier ones.
+
+    Results in the caller's hands (the one given last), waiting and being read weigh at most ``budget`` together,
+    or as much as the one in hand and the next, if that is more.
+    """
+    left = deque(items)
+    waiting: deque[tuple[int, Future[Result]]] = deque()
+    held = in_hand = 0
+    with ThreadPoolExecutor(threads, thread_name_prefix="store-reader") as pool:
+        try:
+            while left or waiting:
+                while left and (not waiting or held + weight(left[0]) <= budget):
+                    item = left.popleft()
+                    held += weight(item)
+                    waiting.append((weight(item), pool.submit(read, item)))
+                taken, future = waiting.popleft()
+                result = future.result()
+                del future
+                yield result
+                # The caller let go of the one before when it took this one.
+                del result
+                held -= in_hand
+                in_hand = taken
+        finally:
+            for _, future in waiting:
+                future.cancel()

@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from codec_dist.store.errors import StoreError
-from codec_dist.store.pieces import Chunk, ChunkName
-from codec_dist.store.reading import ContributionStore
-from codec_dist.store.selection import spread_rows
+from codec_dist.store.reading import Chunk, ChunkName, ContributionStore
+from codec_dist.store.row_selection import spread_rows
 from codec_dist.utils import derive_seed
 
 

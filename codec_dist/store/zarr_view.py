@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
-from codec_dist.store.place import Place
+from codec_dist.store.storage import Place
 
 
 class ZarrView(Store):

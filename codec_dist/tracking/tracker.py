@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from codec_dist.config import TrackingSection
 from codec_dist.tracking.errors import TrackingError
 from codec_dist.tracking.journal import MetricsJournal
-from codec_dist.tracking.runs import FAILED, FINISHED, INTERRUPTED, WandbRun, outcome_of
+from codec_dist.tracking.wandb_runs import FAILED, FINISHED, INTERRUPTED, WandbRun, outcome_of
 from codec_dist.utils import values_without_credentials, without_credentials
 
 MOST_BINS = 512

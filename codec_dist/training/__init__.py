@@ -1,12 +1,11 @@
 """Training of sparse autoencoders on a contribution store, many at once, by Ray Train (DESIGN §8)."""
 
 from codec_dist.training.errors import TrainingError
-from codec_dist.training.grid import GridPoint, expand_grid
-from codec_dist.training.left_out import LEFT_OUT_FILE, LeftOut, read_left_out
+from codec_dist.training.launch import TrainedSae, train_saes
+from codec_dist.training.model_selection import select_saes
 from codec_dist.training.parts import check_parts
-from codec_dist.training.plan import check_training
-from codec_dist.training.selection import select_saes
-from codec_dist.training.trainer import TrainedSae, train_saes
+from codec_dist.training.sae_jobs import GridPoint, check_training, expand_grid
+from codec_dist.training.saving import LEFT_OUT_FILE, LeftOut, read_left_out
 
 __all__ = [
     "LEFT_OUT_FILE",

@@ -6,20 +6,17 @@ from contextlib import contextmanager
 import torch
 
 from codec_dist.store import ContributionStore, StoreError
-from codec_dist.training.baselines import fit_baselines
-from codec_dist.training.bundle_training import BundleTraining
-from codec_dist.training.bundles import Bundle, Cohort, Key, hand_out, make_bundles, make_cohorts
+from codec_dist.training.closed_form import fit_baselines
+from codec_dist.training.co_training import Bundle, Cohort, Key, hand_out, make_bundles, make_cohorts
+from codec_dist.training.collectives import Ranks
 from codec_dist.training.errors import TrainingError, UnfitRowsError
-from codec_dist.training.left_out import LeftOut, write_left_out
-from codec_dist.training.memory import bytes_for_rows
+from codec_dist.training.loop import BundleTraining
 from codec_dist.training.parts import Parts, read_parts
-from codec_dist.training.plan import is_finished
-from codec_dist.training.ranks import Ranks
-from codec_dist.training.residency import decide_residency
-from codec_dist.training.resume import find_cohorts, remove_ended_states
+from codec_dist.training.row_memory import bytes_for_rows, decide_residency
 from codec_dist.training.rows import LayerRows
-from codec_dist.training.spool import Spool
-from codec_dist.training.task import TrainingTask
+from codec_dist.training.sae_jobs import TrainingTask, is_finished
+from codec_dist.training.saving import LeftOut, find_cohorts, remove_ended_states, write_left_out
+from codec_dist.training.training_log import Spool
 from codec_dist.utils import hash_json, keep_freed_memory
 
 # Values, gradients, two moments, and a copy while SAEs are evaluated or saved.

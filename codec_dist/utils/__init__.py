@@ -16,12 +16,11 @@ from codec_dist.utils.files import (
     write_bytes_atomically,
     write_json_atomically,
 )
-from codec_dist.utils.hashing import hash_file, hash_json
+from codec_dist.utils.hashing import derive_seed, hash_file, hash_json
 from codec_dist.utils.memory import available_memory, keep_freed_memory, kernel_memory_kills, tells_of_failed_allocation
 from codec_dist.utils.names import escape_name, identifier, nearest_names, suggestion, unescape_name
 from codec_dist.utils.progress import Progress
 from codec_dist.utils.registry import Registry
-from codec_dist.utils.seeds import derive_seed
 from codec_dist.utils.tables import read_tables
 
 __all__ = [

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from codec_dist.attribution import make_reduction, path_sums
-from codec_dist.attribution.fused import split_path_reference
-from codec_dist.attribution.path_sums import PIECE, FusedSum, RunningSum, fused_difference
+from codec_dist.attribution.path_sums import PIECE, FusedSum, RunningSum, fused_difference, split_path_reference
 from codec_dist.models import LayerKey
 
 SHAPES = [(3, 5), (2, 7, 6), (3, 4, 5, 6), (1, 2, 520, 520), (9, 8, 96, 96)]
@@ -69,7 +68,7 @@ def test_memory_formats_do_not_matter(formats: str) -> None:
 
 KERNEL = """
 import torch
-from codec_dist.attribution.fused import split_path_reference
+from codec_dist.attribution.path_sums import split_path_reference
 from codec_dist.attribution.fused_kernel import split_path_fused
 
 torch.manual_seed(0)
@@ -136,7 +135,7 @@ def test_a_kernel_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
 def test_the_kernel_equals_the_plain_function_on_a_gpu(kind: torch.dtype) -> None:
-    from codec_dist.attribution.fused import split_path
+    from codec_dist.attribution.path_sums import split_path
 
     hidden, gradient = ([each.cuda() for each in made] for made in points((8, 64, 3136), kind, count=11))
     for fused, plain in zip(split_path(hidden, gradient), split_path_reference(hidden, gradient)):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codec_dist.attribution import AttributionError, Attributor, IntegratedGradients, Optimizations, capture, folding
+from codec_dist.attribution import AttributionError, Attributor, IntegratedGradients, Optimizations, capture, fast_model
 from codec_dist.attribution.self_check import fastest_agreeing
 
 PLAIN = Optimizations(inplace=False, fold_batchnorm=False, channels_last=False)
@@ -82,7 +82,7 @@ def degenerate_strides(monkeypatch: pytest.MonkeyPatch) -> None:
     """Undo what keeps strides, so that torch computes wrong gradients for a batch of one in channels_last."""
     monkeypatch.setattr(capture, "same_strides", lambda tensor: tensor.view_as(tensor))
     monkeypatch.setattr(
-        folding, "laid_out", lambda tensor, memory_format: tensor.contiguous(memory_format=memory_format)
+        fast_model, "laid_out", lambda tensor, memory_format: tensor.contiguous(memory_format=memory_format)
     )
 
 

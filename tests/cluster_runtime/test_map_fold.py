@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from codec_dist.cluster_runtime import ClusterError, Session, map_fold
-from codec_dist.cluster_runtime.fold import tasks_on
+from codec_dist.cluster_runtime.map_fold import tasks_on
 from codec_dist.utils import CodecError
 
 ITEMS = list(range(12))

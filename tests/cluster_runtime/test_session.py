@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from codec_dist.cluster_runtime import ActorSlots, ClusterError, Session, actor_slots, ray_session
-from codec_dist.cluster_runtime.network import check_ray_answers
+from codec_dist.cluster_runtime.session import check_ray_answers
 from codec_dist.config import ClusterSection
 
 

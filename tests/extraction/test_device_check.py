@@ -9,8 +9,8 @@ from ray.cloudpickle import dumps, loads
 
 from codec_dist.config import Config
 from codec_dist.extraction import ExtractionError
+from codec_dist.extraction.calibration import CheckOnDevice
 from codec_dist.extraction.plan import make_plan
-from codec_dist.extraction.settling import CheckOnDevice
 
 MakeConfig = Callable[..., Config]
 

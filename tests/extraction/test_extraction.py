@@ -22,10 +22,10 @@ from codec_dist.attribution import Attributor, IntegratedGradients, Optimization
 from codec_dist.cluster_runtime import Session
 from codec_dist.config import Config, save_config
 from codec_dist.extraction import ExtractionError, extract
-from codec_dist.extraction.account import Account
+from codec_dist.extraction.calibration import settle
 from codec_dist.extraction.coordinator import Coordinator
 from codec_dist.extraction.plan import make_plan, open_store
-from codec_dist.extraction.settling import settle
+from codec_dist.extraction.summary import Account
 from codec_dist.extraction.worker import Receipt
 from codec_dist.models import load_model
 from codec_dist.shards import load_index, read_shard

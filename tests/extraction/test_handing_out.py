@@ -16,9 +16,9 @@ from PIL import Image
 from codec_dist.cli import main
 from codec_dist.cluster_runtime import Session
 from codec_dist.config import Config, save_config
+from codec_dist.extraction.calibration import settle
 from codec_dist.extraction.coordinator import Coordinator
 from codec_dist.extraction.plan import make_plan
-from codec_dist.extraction.settling import settle
 from codec_dist.extraction.worker import Receipt
 from codec_dist.shards import digits, pack
 from codec_dist.store import ContributionStore, Ledger, finish_store

@@ -13,9 +13,9 @@ from codec_dist.attribution import Attributor, IntegratedGradients
 from codec_dist.cluster_runtime import Session
 from codec_dist.config import Config
 from codec_dist.extraction import ExtractionError, extract
-from codec_dist.extraction.path_choice import choose_probe
+from codec_dist.extraction.calibration import settle
+from codec_dist.extraction.path_calibration import choose_probe
 from codec_dist.extraction.plan import make_plan, open_store
-from codec_dist.extraction.settling import settle
 from codec_dist.models import load_model
 from codec_dist.shards import load_index, make_split, read_shard
 from codec_dist.store import ContributionStore, StoreError

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codec_dist.extraction.errors import ExtractionError
-from codec_dist.extraction.scheduling import Assignment, Overdue, ShardScheduler
-from codec_dist.extraction.timeouts import ShardTimeouts
+from codec_dist.extraction.scheduling import Assignment, Overdue, ShardScheduler, ShardTimeouts
 
 
 def make(shards: int, attempts: int = 3, timeout: float | str = "auto") -> ShardScheduler:

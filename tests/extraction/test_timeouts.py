@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codec_dist.extraction.timeouts import ShardTimeouts
+from codec_dist.extraction.scheduling import ShardTimeouts
 
 
 def test_a_number_is_the_limit_whatever_was_measured() -> None:

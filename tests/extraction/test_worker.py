@@ -12,8 +12,7 @@ from codec_dist.attribution import NotFiniteError
 from codec_dist.config import Config
 from codec_dist.extraction.batches import Batch, Dropped
 from codec_dist.extraction.plan import Plan, build_attributor
-from codec_dist.extraction.timing import Stopwatch
-from codec_dist.extraction.worker import Failure, ShardTask, ShardWorker
+from codec_dist.extraction.worker import Failure, ShardTask, ShardWorker, Stopwatch
 from codec_dist.models import load_model
 from codec_dist.shards import ShardInfo, load_index
 

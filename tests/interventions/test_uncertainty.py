@@ -28,7 +28,7 @@ from codec_dist.interventions import (
     preserve,
     random_order,
 )
-from codec_dist.interventions.subjects import SUBJECTS
+from codec_dist.interventions.class_results import SUBJECTS
 
 Ratio = Fraction | None
 CHANNELS = 20

@@ -17,11 +17,10 @@ from codec_dist.modes import FoldInputs, SummaryTask, summarize_shards
 from codec_dist.shards import digits, pack
 from codec_dist.store import ContributionStore, Ledger, verify_store
 from codec_dist.store.objects import ObjectPlace
+from codec_dist.training.collectives import Ranks
 from codec_dist.training.parts import read_parts
-from codec_dist.training.plan import plan_jobs
 from codec_dist.training.rank import train_on_rank
-from codec_dist.training.ranks import Ranks
-from codec_dist.training.task import TrainingTask
+from codec_dist.training.sae_jobs import TrainingTask, plan_jobs
 
 pytest.importorskip("s3fs", reason="stores in buckets need s3fs (extra s3)")
 pytest.importorskip("moto.server", reason="a local S3 server needs moto, flask and flask-cors")

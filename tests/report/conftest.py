@@ -15,8 +15,8 @@ import zarr
 from PIL import Image
 
 from codec_dist.config import Config, parse_config
-from codec_dist.interventions.files import SCHEMAS
-from codec_dist.modes.tables import STATISTICS, SUMMARY_SCHEMAS
+from codec_dist.interventions.class_results import SCHEMAS
+from codec_dist.modes.mode_tables import STATISTICS, SUMMARY_SCHEMAS
 from codec_dist.sae import build
 from codec_dist.store import BlockWriter, create_store, finish_store
 from codec_dist.utils import escape_name

@@ -9,9 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codec_dist.report.charts import Axis, Bar, Dot, Line, Point, bar_chart, dot_chart, layer_axis, line_chart
+from codec_dist.report.charts import (
+    Axis,
+    Bar,
+    Dot,
+    Line,
+    Point,
+    bar_chart,
+    dot_chart,
+    layer_axis,
+    line_chart,
+    nice_ticks,
+    spread,
+)
 from codec_dist.report.formatting import duration, number, percent, size
-from codec_dist.report.svg import nice_ticks, spread
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)
 

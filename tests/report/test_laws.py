@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from codec_dist.report.laws import FAILS, HOLDS, PARTLY, UNKNOWN, Law, rank_correlation, try_laws
+from codec_dist.report.findings import FAILS, HOLDS, PARTLY, UNKNOWN, Law, rank_correlation, try_laws
 from codec_dist.report.run_data import RunData
 
 Series = list[float | None]

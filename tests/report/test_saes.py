@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from codec_dist.report import ReportError, build_report
-from codec_dist.report.configurations import configurations
 from codec_dist.report.run_data import read_run
+from codec_dist.report.saes import configurations
 from codec_dist.report.tradeoff import trade_offs
 from codec_dist.sae import build
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.datasets.folder import pil_loader
 
 from codec_dist.shards import load_index, read_shard
-from codec_dist.shards.decoding import LARGEST_IMAGE, decode_image
+from codec_dist.shards.shard_reading import LARGEST_IMAGE, decode_image
 
 RANDOM = np.random.default_rng(5)
 WIDTH, HEIGHT = 36, 28
@@ -220,7 +220,7 @@ SHORT_OF_MEMORY = """
 import resource
 import sys
 from pathlib import Path
-from codec_dist.shards.decoding import decode_image
+from codec_dist.shards.shard_reading import decode_image
 
 content = Path(sys.argv[1]).read_bytes()
 decode_image(content)

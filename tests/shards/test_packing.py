@@ -16,7 +16,7 @@ from PIL import Image
 from traced import peak_of
 
 from codec_dist.shards import Sample, ShardError, ShardIndex, build_index, load_index, pack, read_shard
-from codec_dist.shards.buckets import Buckets
+from codec_dist.shards.packing import Buckets
 
 KEYS = st.text(
     st.characters(codec="utf-8", categories=("L", "N"), include_characters="-_% /"), min_size=1, max_size=150

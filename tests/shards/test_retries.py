@@ -12,7 +12,7 @@ import pytest
 import s3_server
 
 from codec_dist.shards import Retries, Sample, ShardError, build_index, load_index, pack, read_shard
-from codec_dist.shards.retries import ResumingStream, is_transient
+from codec_dist.shards.location import ResumingStream, is_transient
 
 QUICK = Retries(attempts=5, pause=0.001, longest=0.002)
 

@@ -13,9 +13,7 @@ from PIL import Image
 from traced import peak_of
 
 from codec_dist.shards import ShardError, pack, read_parts, read_shard, shape_parts, shapes
-from codec_dist.shards.drawing import _cover
-from codec_dist.shards.encoding import encode_jpeg, encode_png
-from codec_dist.shards.parts import COLOURS, KINDS, MOST_CLASSES, PLACES
+from codec_dist.shards.shapes import COLOURS, KINDS, MOST_CLASSES, PLACES, _cover, encode_jpeg, encode_png
 
 
 @settings(deadline=None, max_examples=40)
@@ -169,7 +167,7 @@ def test_shapes_that_cannot_be_had_are_refused(options, message):
 def test_packed_shapes_carry_their_table_of_parts(tmp_path):
     samples, classes = shapes(90, 8, 12, seed=5)
     folder = tmp_path / "shards"
-    index = pack(samples, folder, samples_per_shard=40, classes=classes, beside={"parts.json": samples.parts.to_json()})
+    index = pack(samples, folder, samples_per_shard=40, classes=classes, beside=samples.beside)
     assert read_parts(folder) == samples.parts
     assert json.loads((folder / "classes.json").read_text()) == samples.parts.class_names()
     expected = by_key(samples)

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codec_dist.shards.errors import DamagedTarError
-from codec_dist.shards.streams import stream_samples
-from codec_dist.shards.tar import TarReader
+from codec_dist.shards.tar import TarReader, stream_samples
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=90).filter(
     lambda name: name not in (".", "..")

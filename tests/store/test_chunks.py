@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from codec_dist.store import ContributionStore, StoreError, verify_store
 from codec_dist.store import layout as layout_module
-from codec_dist.store.ahead import read_ahead
-from codec_dist.store.selection import spread_rows
+from codec_dist.store.reading import read_ahead
+from codec_dist.store.row_selection import spread_rows
 
 MODEST = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
-from codec_dist.store.encoding import group_files
+from codec_dist.store.chunks import group_files
 from codec_dist.store.layout import Layout
 from codec_dist.store.place import LocalPlace
 

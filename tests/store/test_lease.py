@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 import pytest
 
 from codec_dist.store import Lease, LeaseError
-from codec_dist.store.processes import this_process
+from codec_dist.store.lease import this_process
 
 HOLD = (
     "import sys\n"

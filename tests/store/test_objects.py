@@ -29,8 +29,8 @@ from codec_dist.store import (
     verify_store,
 )
 from codec_dist.store import objects as objects_module
+from codec_dist.store.lease import this_process
 from codec_dist.store.objects import ObjectPlace
-from codec_dist.store.processes import this_process
 
 pytest.importorskip("s3fs", reason="stores in buckets need s3fs (extra s3)")
 pytest.importorskip("moto.server", reason="a local S3 server needs moto, flask and flask-cors")

@@ -13,8 +13,7 @@ import pytest
 from codec_dist.config import Choice, SaeGroup, TrackingSection, TrainingSettings
 from codec_dist.store import BlockWriter, ContributionStore, create_store, finish_store
 from codec_dist.training.parts import read_parts
-from codec_dist.training.plan import plan_jobs
-from codec_dist.training.task import TrainingTask
+from codec_dist.training.sae_jobs import TrainingTask, plan_jobs
 
 PARTS = ("fit", "fit", "fit", "select", "evaluate")
 CLASSES = 4

@@ -11,9 +11,9 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 
-from codec_dist.training.lockstep import Lockstep
+from codec_dist.training.collectives import Ranks
+from codec_dist.training.optimizer import Lockstep
 from codec_dist.training.rank import train_on_rank
-from codec_dist.training.ranks import Ranks
 
 
 class Interrupted(Exception):  # noqa: N818 -- not a fault

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codec_dist.config import SelectionSettings
-from codec_dist.training.choice import Candidate, choose
+from codec_dist.training.model_selection import Candidate, choose
 
 
 def sae(name: str, ev: float, l0: float, seed: int = 0, **more: object) -> Candidate:

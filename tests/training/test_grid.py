@@ -10,7 +10,7 @@ from codec_dist.config import Choice, ConfigError, SaeGroup, TrainingSettings, p
 from codec_dist.sae import SaeError
 from codec_dist.store import ContributionStore
 from codec_dist.training import TrainingError, check_training, expand_grid
-from codec_dist.training.plan import SaeJob, plan_jobs
+from codec_dist.training.sae_jobs import SaeJob, plan_jobs
 
 
 def plan(run: Path, *groups: SaeGroup, seed: int = 7) -> list[SaeJob]:

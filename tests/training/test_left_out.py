@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from codec_dist.config import Choice, ClusterSection, SaeGroup, SaeSection, TrackingSection, TrainingSettings
 from codec_dist.store import BlockWriter, ContributionStore, StoreError, finish_store
 from codec_dist.training import TrainingError, read_left_out, train_saes
-from codec_dist.training.left_out import LEFT_OUT_FILE
+from codec_dist.training.collectives import Ranks
 from codec_dist.training.rank import train_on_rank
-from codec_dist.training.ranks import Ranks
-from codec_dist.training.task import TrainingTask
+from codec_dist.training.sae_jobs import TrainingTask
+from codec_dist.training.saving import LEFT_OUT_FILE
 
 Run = Callable[..., Path]
 Task = Callable[..., TrainingTask]

@@ -13,11 +13,10 @@ import torch
 from codec_dist.config import Choice, SaeGroup, TrainingSettings
 from codec_dist.sae import SparseAutoencoder, build
 from codec_dist.store import ContributionStore
-from codec_dist.training.plan import SaeJob
+from codec_dist.training.collectives import Ranks
+from codec_dist.training.optimizer import group_alike
 from codec_dist.training.rank import train_on_rank
-from codec_dist.training.ranks import Ranks
-from codec_dist.training.task import TrainingTask
-from codec_dist.training.units import group_alike
+from codec_dist.training.sae_jobs import SaeJob, TrainingTask
 
 Run, Task = Callable[..., Path], Callable[..., TrainingTask]
 FAST = TrainingSettings(epochs=6, batch_size=16, learning_rate=0.02)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from codec_dist.training.memory import FRACTION_FOR_ROWS, bytes_for_rows, failed_allocation
-from codec_dist.training.ranks import Ranks
+from codec_dist.training.collectives import Ranks
+from codec_dist.training.row_memory import FRACTION_FOR_ROWS, bytes_for_rows, failed_allocation
 from codec_dist.utils import available_memory
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from codec_dist.training.mixing import mixed_batches, mixing_quality, permutation
+from codec_dist.training.rows import mixed_batches, mixing_quality, permutation
 
 
 def batches(sizes: list[int], capacity: int, batch_size: int, seed: int = 0, epoch: int = 0) -> list[torch.Tensor]:

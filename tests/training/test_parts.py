@@ -9,12 +9,11 @@ import pytest
 
 from codec_dist.config import Choice, SaeGroup, TrainingSettings
 from codec_dist.store import ContributionStore
-from codec_dist.training.bundle_training import spread_over
+from codec_dist.training.collectives import Ranks
 from codec_dist.training.errors import TrainingError
-from codec_dist.training.plan import plan_jobs
+from codec_dist.training.loop import spread_over
 from codec_dist.training.rank import train_on_rank
-from codec_dist.training.ranks import Ranks
-from codec_dist.training.task import TrainingTask
+from codec_dist.training.sae_jobs import TrainingTask, plan_jobs
 
 
 def test_occasions_are_spread_evenly_and_end_with_the_last_epoch() -> None:

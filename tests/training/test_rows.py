@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from codec_dist.store import ContributionStore
+from codec_dist.training.collectives import Ranks
 from codec_dist.training.errors import TrainingError
 from codec_dist.training.parts import read_parts
-from codec_dist.training.ranks import Ranks
 from codec_dist.training.rows import LayerRows, epoch_batches
 
 SHARDS = (30, 30, 30, 13)
@@ -165,7 +165,7 @@ import json, sys
 from pathlib import Path
 from codec_dist.store import ContributionStore
 from codec_dist.training.parts import read_parts
-from codec_dist.training.ranks import Ranks
+from codec_dist.training.collectives import Ranks
 from codec_dist.training.rows import LayerRows, epoch_batches
 
 def memory(line):

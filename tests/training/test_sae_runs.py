@@ -10,12 +10,11 @@ from wandb_files import offline_files, records
 
 from codec_dist.config import Choice, SaeGroup, TrackingSection, TrainingSettings
 from codec_dist.tracking import read_metrics
-from codec_dist.training.logbook import training_log
+from codec_dist.training.collectives import Ranks
+from codec_dist.training.model_selection import select_saes
 from codec_dist.training.rank import train_on_rank
-from codec_dist.training.ranks import Ranks
-from codec_dist.training.sae_runs import runs_apart, write_sae_runs
-from codec_dist.training.selection import select_saes
-from codec_dist.training.task import TrainingTask
+from codec_dist.training.sae_jobs import TrainingTask
+from codec_dist.training.training_log import runs_apart, training_log, write_sae_runs
 
 OFFLINE = TrackingSection()
 LAYER, QUANTITY = "blocks.0", "contribution-positive"
