@@ -33,7 +33,7 @@ demo: $(INSTALLED)  ## The main job on real digits: images to report (OUT=DIR ch
 test: lint  ## Lint, types, import contracts and tests (SLOW=1: the slow ones too)
 	$(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(MARKS)
 
-lint: $(INSTALLED)  ## Format and lint checks, types, and the borders between rooms
+lint: $(INSTALLED)  ## Format and lint checks, types, and the borders between packages
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -84,7 +84,7 @@ def _pack(out: Path, count: int, arguments: argparse.Namespace) -> None:
     shards = out / "shards"
     if (shards / "index.parquet").exists():
         return
-    # A pack that was interrupted is begun anew.
+    # A pack that was interrupted is begun again.
     shutil.rmtree(shards, ignore_errors=True)
     print(f"packing {count:,} images into {shards}", file=sys.stderr, flush=True)
     _command(

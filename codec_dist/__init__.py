@@ -1,6 +1,6 @@
 """Contribution decomposition (CODEC) of vision models, from one laptop to a GPU cluster.
 
-Importing this package imports nothing heavy; import the room you need, for example
+Importing this package imports nothing heavy; import the package you need, for example
 ``from codec_dist.attribution import Attributor``.
 """
 

@@ -25,9 +25,9 @@ from jaxtyping import install_import_hook
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
-# Before any of these rooms is imported: their public annotations are enforced in every test.
-TYPED_ROOMS = ("attribution", "sae", "statistics", "modes", "interventions", "visualization", "models")
-install_import_hook([f"codec_dist.{room}" for room in TYPED_ROOMS], "beartype.beartype")
+# Before any of these packages is imported: their public annotations are enforced in every test.
+TYPED_PACKAGES = ("attribution", "sae", "statistics", "modes", "interventions", "visualization", "models")
+install_import_hook([f"codec_dist.{package}" for package in TYPED_PACKAGES], "beartype.beartype")
 
 sys.path.insert(0, str(Path(__file__).parent))
 

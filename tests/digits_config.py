@@ -1,4 +1,4 @@
-"""The config of runs over digits with the demo's classifier: what tests of several rooms start from."""
+"""The config of runs over digits with the demo's classifier: what tests of several packages start from."""
 
 from collections.abc import Mapping
 from typing import Any

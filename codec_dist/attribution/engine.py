@@ -53,7 +53,7 @@ class Attributor:
         layers: layer keys, globs or presets (see :func:`codec_dist.models.resolve_layers`).
         method: default integrated gradients with 10 steps from zero, whose points are learned on the first images
             of the first call.
-        target: default the largest output, chosen anew at every path point. Several targets share the forward
+        target: default the largest output, chosen again at every path point. Several targets share the forward
             passes; the result is the first one's and holds the ``others``.
         activations: also reduce the hidden tensors at the images.
         gradients: also reduce the gradients at the images.
@@ -222,7 +222,7 @@ class Attributor:
             NotFiniteError: some samples give a NaN or an infinity.
             AttributionError: as :meth:`probe`, or a target that cannot be had from this output.
         """
-        self._settle(images, labels)
+        self._calibrate(images, labels)
 
         def reduce(evaluation: Evaluation, totals: BatchTotals, first: int) -> AttributionResult:
             result = totals.result()
@@ -284,7 +284,7 @@ class Attributor:
         Raises:
             AttributionError: as a call, or a layer or channel that there is not.
         """
-        self._settle(images, labels)
+        self._calibrate(images, labels)
         if missing := [layer for layer in channels if layer not in self.layers]:
             raise AttributionError(f"maps of layer {missing[0]!r}: this engine explains {', '.join(self.layers)}")
         for layer, chosen in channels.items():
@@ -294,7 +294,7 @@ class Attributor:
         parts = self._batches(images, labels, lambda evaluation, totals, first: totals.maps(channels))
         return {layer: torch.cat([part[layer] for part in parts]) for layer in channels}
 
-    def _settle(self, images: Images, labels: Labels | None) -> None:
+    def _calibrate(self, images: Images, labels: Labels | None) -> None:
         """Find out about the model, and choose the path's points if that is left to the engine."""
         if labels is not None and len(labels) != len(images):
             raise AttributionError(f"{len(labels)} labels were given for {len(images)} images")

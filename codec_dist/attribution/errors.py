@@ -1,4 +1,4 @@
-"""The errors of this room."""
+"""The errors of this package."""
 
 from collections.abc import Sequence
 

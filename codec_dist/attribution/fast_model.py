@@ -1,6 +1,6 @@
 """A faster form of a model, for as long as it is being explained: folded BatchNorm, channels_last, narrow weights.
 
-The faster form is made anew for each use, from the weights as they are then, which costs less than a
+The faster form is made again for each use, from the weights as they are then, which costs less than a
 hundredth of one path point; nothing can go stale. The original tensors are put back afterwards.
 """
 

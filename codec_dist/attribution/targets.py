@@ -134,7 +134,7 @@ TARGETS: Registry[Target] = Registry("target", AttributionError, imported=_impor
 @TARGETS.register("top_k")
 @dataclass(frozen=True)
 class TopK(Target):
-    """Sum of the k largest outputs, chosen anew at every path point (the paper's), or ``frozen`` at the image."""
+    """Sum of the k largest outputs, chosen again at every path point (the paper's), or ``frozen`` at the image."""
 
     k: int = 1
     frozen: bool = False
@@ -169,7 +169,7 @@ class Rank(Target):
 
     Args:
         rank: from 1 up.
-        frozen: keep the class that has this rank at the image, else choose anew at every path point.
+        frozen: keep the class that has this rank at the image, else choose again at every path point.
         probabilities: of the softmax probabilities.
     """
 
@@ -283,7 +283,7 @@ class Entropy(Target):
 @TARGETS.register("contrast")
 @dataclass(frozen=True)
 class Contrast(Target):
-    """Largest output minus the second largest, chosen anew at every path point."""
+    """Largest output minus the second largest, chosen again at every path point."""
 
     probabilities: bool = False
 

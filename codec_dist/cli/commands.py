@@ -1,4 +1,4 @@
-"""What each command calls. Rooms are imported when a command needs them, so that `--help` is quick."""
+"""What each command calls. Packages are imported when a command needs them, so that `--help` is quick."""
 
 import argparse
 import json
@@ -111,7 +111,7 @@ def store_verify(arguments: argparse.Namespace) -> int:
     with Lease(location):
         redo = repair_store(location, found)
     print(f"repaired  {len(redo):,} shard{'s' if len(redo) != 1 else ''} to do again with `codec-dist extract`")
-    return 0 if all(fault.kind != "foreign" for fault in found.faults) else 1
+    return 0 if all(fault.kind != "unexpected" for fault in found.faults) else 1
 
 
 def store_import(arguments: argparse.Namespace) -> None:

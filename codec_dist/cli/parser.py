@@ -153,10 +153,10 @@ def _add_store(verbs: Any) -> None:
         group,
         "verify",
         commands.store_verify,
-        "look for missing, damaged and foreign files; exit code 0 if all is well",
+        "look for missing, damaged and unexpected files; exit code 0 if all is well",
     )
     verify.add_argument(
-        "--quick", action="store_true", help="look at names and sizes of chunks only, in place of reading them all"
+        "--quick", action="store_true", help="look at names and sizes of chunks only, instead of reading them all"
     )
     verify.add_argument(
         "--repair", action="store_true", help="forget damaged shards, so that `extract` does exactly these again"

@@ -16,7 +16,7 @@ from codec_dist.config import Config
 from codec_dist.extraction.batches import Batch, Dropped, make_batches
 from codec_dist.extraction.errors import ExtractionError
 from codec_dist.extraction.identity import needs_statistics
-from codec_dist.extraction.microbatch import settle_microbatch
+from codec_dist.extraction.microbatch import resolve_microbatch
 from codec_dist.extraction.path_calibration import resolve_points
 from codec_dist.extraction.plan import (
     Plan,
@@ -36,13 +36,13 @@ from codec_dist.utils import Progress, hash_file, write_atomically
 CHECKED_IMAGES = 2
 
 
-def settle(plan: Plan, shards: Sequence[ShardInfo]) -> tuple[Plan, str]:
+def calibrate(plan: Plan, shards: Sequence[ShardInfo]) -> tuple[Plan, str]:
     """Measure what the config leaves to that, and make the store; or take what the store was made with.
 
     Needs an open Ray session.
 
     Returns:
-        The plan with what was settled, and the device: ``cuda`` or ``cpu``, never both in one store.
+        The plan with what was calibrated, and the device: ``cuda`` or ``cpu``, never both in one store.
 
     Raises:
         ExtractionError: the store was begun on GPUs and there are none now, or no image can be measured.
@@ -55,11 +55,11 @@ def settle(plan: Plan, shards: Sequence[ShardInfo]) -> tuple[Plan, str]:
         settings = open_store(plan, shards)
         if plan.fractions is None and open_method(plan.config) is not None:
             raise no_points(plan.store, None)
-    device = _settle_device(plan, settings)
+    device = _choose_device(plan, settings)
     plan = replace(plan, optimizations=_resolve_optimizations(plan, shards, settings, device))
-    plan, sizes = settle_microbatch(plan, settings, device)
+    plan, sizes = resolve_microbatch(plan, settings, device)
     if needs_statistics(plan.config):
-        plan = replace(plan, statistics=_settle_statistics(plan, shards, settings))
+        plan = replace(plan, statistics=_find_statistics(plan, shards, settings))
     plan, measured = resolve_points(plan, shards, device)
     if settings is None:
         hashes = {} if plan.statistics is None else {"statistics": hash_file(plan.statistics)}
@@ -68,7 +68,7 @@ def settle(plan: Plan, shards: Sequence[ShardInfo]) -> tuple[Plan, str]:
     return plan, device
 
 
-def _settle_device(plan: Plan, settings: Any) -> str:
+def _choose_device(plan: Plan, settings: Any) -> str:
     """Whoever makes the store decides; others, and those who resume, read it there."""
     present = cluster_device()
     device: str = (settings or {}).get("device") or present
@@ -207,8 +207,8 @@ class PartialStatistics:
             self.statistics.merge(other.statistics)
 
 
-def _settle_statistics(plan: Plan, shards: Sequence[ShardInfo], settings: Any) -> Path:
-    """The file with the statistics of the fit part; measured anew if it is not the one of the store."""
+def _find_statistics(plan: Plan, shards: Sequence[ShardInfo], settings: Any) -> Path:
+    """The file with the statistics of the fit part; measured again if it is not the one of the store."""
     path = Path(plan.config.run.directory) / "statistics.safetensors"
     wanted = (settings or {}).get("statistics")
     if path.exists() and wanted is not None and hash_file(path) == wanted:

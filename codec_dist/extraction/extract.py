@@ -9,7 +9,7 @@ from pathlib import Path
 from codec_dist.cluster_runtime import ray_session
 from codec_dist.config import Config
 from codec_dist.extraction.agreement import Agreement
-from codec_dist.extraction.calibration import settle
+from codec_dist.extraction.calibration import calibrate
 from codec_dist.extraction.completeness import Completeness
 from codec_dist.extraction.coordinator import Coordinator
 from codec_dist.extraction.errors import ExtractionError
@@ -81,8 +81,8 @@ def extract(
                 session() if session is not None else ray_session(config.cluster),
             ):
                 account.progress = progress
-                settled, device = settle(plan, shards)
-                failed = Coordinator(settled, shards, account, device, check=lease.check).run(pending)
+                calibrated, device = calibrate(plan, shards)
+                failed = Coordinator(calibrated, shards, account, device, check=lease.check).run(pending)
         lease.check()
         if not failed and (pending or samples_version(plan.store) is None):
             finish_store(plan.store)
@@ -118,8 +118,8 @@ def _name_failures(failed: list[FailedShard], shards: int) -> str:
     named = "; ".join(f"{shard.name}: {shard.reason}" for shard in failed[:NAMED])
     more = f"; and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
     return (
-        f"{len(failed)} of {shards} shards could not be done: {named}{more}. Mend them and run the same command again: "
-        "the others are kept"
+        f"{len(failed)} of {shards} shards could not be done: {named}{more}. Repair them and run the same command "
+        "again: the others are kept"
     )
 
 
@@ -129,7 +129,7 @@ def _name_failures(failed: list[FailedShard], shards: int) -> str:
 def mend_store(store: str | Path, *, full: bool) -> Verification:
     """Look for damage in a store and forget the shards that have any; the caller holds the store's lease.
 
-    What was found is told in a line on stderr. Foreign files stay, and are told of.
+    What was found is one line on stderr. Unexpected files stay, and are named.
 
     Args:
         store: folder or URL of a store that exists.

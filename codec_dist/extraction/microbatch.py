@@ -11,7 +11,7 @@ from codec_dist.extraction.plan import Plan
 from codec_dist.extraction.sizing import ActorNeeds
 
 
-def settle_microbatch(plan: Plan, settings: Mapping[str, Any] | None, device: str) -> tuple[Plan, dict[str, Any]]:
+def resolve_microbatch(plan: Plan, settings: Mapping[str, Any] | None, device: str) -> tuple[Plan, dict[str, Any]]:
     """Resolve ``attribution.microbatch: auto``; needs an open Ray session.
 
     A store that exists keeps its number, on which the last bits of its numbers depend; a line says so where that is

@@ -1,4 +1,4 @@
-"""What is to be done, settled once by the coordinator before any actor starts."""
+"""What is to be done, decided once by the coordinator before any actor starts."""
 
 import os
 import shutil

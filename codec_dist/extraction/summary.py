@@ -153,7 +153,7 @@ class Account:
             named = "; ".join(f"{key} in {shard}: {reason}" for shard, key, reason in self.dropped[:NAMED])
             raise ExtractionError(
                 f"{len(self.dropped):,} of {self.total:,} samples cannot be used, more than data.max_bad_fraction "
-                f"({self._limit:g}) allows: {named}; mend them or raise the limit"
+                f"({self._limit:g}) allows: {named}; repair them or raise the limit"
             )
 
     def say_completeness(self, completeness: Completeness, config: Config) -> None:

@@ -186,7 +186,7 @@ class ChangedModel:
         raise InterventionError(f"layer {self._layer} was not reached: the forward pass never calls its module")
 
     def _resume(self, image: Tensor, hidden: Tensor, rows: Tensor, factors: Tensor) -> Tensor:
-        """Run the model on one image, with pairs of other images' hidden tensors and masks in place of its own."""
+        """Run the model on one image, with pairs of other images' hidden tensors and masks instead of its own."""
 
         def edit(current: Tensor) -> Tensor:
             selected = hidden.index_select(0, rows)

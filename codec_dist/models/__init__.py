@@ -1,6 +1,6 @@
 """Models as they come: built from a spec, with weights and preprocessing, and their layers by name.
 
-Only layer names are imported with the room; loading (which needs pydantic and Pillow) comes when it is asked for.
+Only layer names are imported with the package; loading (which needs pydantic and Pillow) comes when it is asked for.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -186,7 +186,10 @@ SOURCES: dict[str, Callable[[str, ModelSection], Source]] = {
 def _library(name: str, spec: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except (ImportError, RuntimeError) as error:  # torchvision beside a foreign torch raises RuntimeError
+    except (
+        ImportError,
+        RuntimeError,
+    ) as error:  # torchvision beside a torch that it was not built for raises RuntimeError
         package = name.partition(".")[0]
         hint = "install the extra `vision`: pip install 'codec_dist[vision]'"
         raise ModelError(f"{spec} needs {package}, which cannot be imported ({reason_of(error)}): {hint}") from error

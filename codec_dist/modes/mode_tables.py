@@ -191,7 +191,7 @@ def _best(select: Tensor, evaluate: Tensor, threshold: float) -> dict[str, Any]:
 
 
 def _indices(values: Tensor) -> Sequence[int | None]:
-    """Indices with None in place of −1."""
+    """Indices with None instead of −1."""
     return [None if value < 0 else value for value in values.tolist()]
 
 

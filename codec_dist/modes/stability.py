@@ -32,7 +32,7 @@ def match_dictionaries(
     Raises:
         ModesError: the dictionaries have other numbers of channels.
     """
-    # Here, because it takes seconds to import and every training rank imports this room.
+    # Here, because it takes seconds to import and every training rank imports this package.
     from scipy.optimize import linear_sum_assignment
 
     if first.shape[1] != second.shape[1]:

@@ -170,7 +170,7 @@ def _visualize_settings(facts: RunFacts) -> dict[str, Any]:
 
 
 def _report_settings(facts: RunFacts) -> dict[str, Any]:
-    # The report shows whatever is there, so it is built anew when any stage has a new record or more shards are done.
+    # The report shows whatever is there, so it is built again when any stage has a new record or more shards are done.
     records = {stage.name: facts.run.record(stage.name) for stage in STAGES if stage.name != "report"}
     shown = {name: [record.fingerprint, record.seconds] if record else None for name, record in records.items()}
     shards = len(Ledger(facts.run.store)) if store_exists(facts.run.store) else 0

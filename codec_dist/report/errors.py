@@ -1,4 +1,4 @@
-"""The room's error."""
+"""The error of this package."""
 
 from codec_dist.utils import CodecError
 

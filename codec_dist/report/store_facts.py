@@ -48,7 +48,7 @@ class StoreFacts:
     """Images by part of the split."""
     labelled: int
     has_split: bool
-    """Whether parts are known; without, measures are over all stored images in place of *evaluate*."""
+    """Whether parts are known; without, measures are over all stored images instead of *evaluate*."""
     measured: int
     """Images of *evaluate*, over which measures are."""
     measured_labelled: int

@@ -121,7 +121,7 @@ class SparseAutoencoder(nn.Module):
     option_type: ClassVar[type[Options]] = Options
     """The options of the architecture; keyword arguments of its constructor."""
     mode_parameters: ClassVar[tuple[str, ...]] = ()
-    """Parameters of which each mode owns a row: what resampling sets anew, and what sharding divides."""
+    """Parameters of which each mode owns a row: what resampling reinitialises, and what sharding divides."""
     member_options: ClassVar[tuple[str, ...]] = ()
     """Options (attributes) in which the members of a stack may differ."""
     options: dict[str, Any]

@@ -1,4 +1,4 @@
-"""The faults of this room that a user can mend."""
+"""Errors of this package that a user can repair."""
 
 from codec_dist.utils import CodecError
 

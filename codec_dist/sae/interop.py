@@ -2,7 +2,7 @@
 
 In SAELens, W_enc is [d_in, d_sae] and W_dec [d_sae, d_in]; a = (x − b_dec) W_enc + b_enc if ``apply_b_dec_to_input``.
 ``standard`` is ReLU, ``topk`` keeps the ``k`` largest, ``jumprelu`` those above ``threshold``; ``gated`` has b_gate,
-r_mag and b_mag in place of b_enc.
+r_mag and b_mag instead of b_enc.
 
 The SAEs of overcomplete with the ``linear`` encoder are a = x Wᵀ + c with W = ``encoder.final_block.0.weight``
 [nb_concepts, input] and c = ``encoder.final_block.0.bias``; x̂ = z D with D = exp(``dictionary.multiplier``) ·
@@ -215,7 +215,7 @@ def read_saelens(path: Path) -> SparseAutoencoder:
         raise SaeError(f"the SAE in {path} has rescale_acts_by_decoder_norm: call fold_W_dec_norm on it first")
     encoder, decoder, bias = (need(state, name, path) for name in ("W_enc", "W_dec", "b_dec"))
     offset = need(state, "b_gate" if kind == "gated" else "b_enc", path)
-    # Where b_dec is not taken off the input, c + b Eᵀ in place of c says the same.
+    # Where b_dec is not taken off the input, c + b Eᵀ instead of c says the same.
     shift = 0 if config.get("apply_b_dec_to_input", True) else bias @ encoder
     options, others = _saelens_particulars(kind, config, state, shift, path)
     return unfolded(FROM_SAELENS[kind], Folded(encoder.T, offset + shift, decoder, bias), options, others)

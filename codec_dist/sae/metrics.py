@@ -25,7 +25,7 @@ class ReconstructionReport:
     fvu: float
     """Fraction of variance unexplained, 1 − EV."""
     r2_global: float
-    """The paper's "R²": as EV, but with one mean over all channels in place of one per channel."""
+    """The paper's "R²": as EV, but with one mean over all channels instead of one per channel."""
     mse: float
     """Mean squared error per element, in squared stored units."""
     l0: float

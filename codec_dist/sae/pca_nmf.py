@@ -210,7 +210,7 @@ def nonnegative_loadings(
     """The z ≥ 0 with the least ‖x − z D‖² for each row, by accelerated projected gradients (Beck and Teboulle 2009).
 
     Stops once no loading moves by more than 1e-7 of the largest, or after ``iterations``. The momentum
-    starts anew where it points uphill (O'Donoghue and Candès 2015).
+    starts again where it points uphill (O'Donoghue and Candès 2015).
     """
     gram, target = dictionary @ dictionary.T, rows @ dictionary.T
     step = 1 / torch.linalg.matrix_norm(gram, 2).clamp_min(1e-12)

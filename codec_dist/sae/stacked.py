@@ -130,7 +130,7 @@ class StackedAutoencoder(nn.Module):
     def resample(
         self, rows: Float[Tensor, "*members batch channels"], seeds: Sequence[int]
     ) -> Bool[Tensor, "members modes"]:
-        """Start dead modes anew; see :meth:`TrainedAutoencoder.resample`."""
+        """Reinitialise dead modes; see :meth:`TrainedAutoencoder.resample`."""
         return self.template.resample(self._for_all(rows), seeds)
 
     def seed_noise(self, seeds: Sequence[int]) -> None:

@@ -70,7 +70,7 @@ class StsaeAutoencoder(TrainedAutoencoder):
     With the options' defaults this is the bare recipe of the paper: a mode whose code stays below τ gets no
     gradient, and at the start very few codes reach .9, so on small data most modes may never fire. Against
     that, ``initial_l0`` sets the codes' weights so that every mode fires for a share of rows from the start;
-    AuxK lets the strongest codes of dead modes explain the residual; resampling starts them anew.
+    AuxK lets the strongest codes of dead modes explain the residual; resampling reinitialises them.
     """
 
     architecture = "stsae"

@@ -66,7 +66,7 @@ class TrainedAutoencoder(SparseAutoencoder):
     def resample(
         self, rows: Float[Tensor, "*members batch channels"], seed: int | Sequence[int]
     ) -> Bool[Tensor, "*members modes"]:
-        """Start dead modes anew from the residuals of badly reconstructed rows.
+        """Reinitialise dead modes from the residuals of badly reconstructed rows.
 
         Rows are drawn with probability ∝ (squared error)², each once while there are enough (Bricken et al.
         2023, "Towards Monosemanticity", which takes the rows themselves).
@@ -76,7 +76,7 @@ class TrainedAutoencoder(SparseAutoencoder):
             seed: of the draw; one per member of a stack.
 
         Returns:
-            Which modes were set anew. Their moments in the optimizer belong to other modes: see
+            Which modes were reinitialised. Their moments in the optimizer belong to other modes: see
             :func:`forget_moments`.
         """
         training = self.training

@@ -1,4 +1,4 @@
-"""The kinds of error of this room."""
+"""The kinds of error of this package."""
 
 from codec_dist.utils import CodecError
 

@@ -241,7 +241,7 @@ class Location:
             file = self._files.open(self.path(name), "rb", block_size=RANGE_BYTES)
             file.seek(start)
             return file
-        # Block size 0 asks for one plain stream in place of many ranges; a size of 1 spares asking for the true one.
+        # Block size 0 asks for one plain stream instead of many ranges; a size of 1 spares asking for the true one.
         headers = {"headers": {"Range": f"bytes={start}-"}} if start else {}
         file = self._files.open(self.path(name), "rb", block_size=0, size=1, **headers)
         try:
@@ -349,7 +349,7 @@ class ResumingStream:
         self._position = 0
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes, empty at the end; attempts are counted anew whenever any have come."""
+        """The next bytes, empty at the end; attempts are counted again whenever any have come."""
         piece = self._retries.call(lambda: self._read(size), self._what)
         self._position += len(piece)
         return piece

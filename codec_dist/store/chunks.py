@@ -18,7 +18,7 @@ from codec_dist.store.zarr_view import ZarrView
 # much to make as the file.
 KEYS = {"name": "default", "separator": "."}
 
-# Measured on rectified noise (one core): lz4 1,530 MB/s to 88 % of the size, 820 with bytes in place of bits shuffled;
+# Measured on rectified noise (one core): lz4 1,530 MB/s to 88 % of the size, 820 with bytes instead of bits shuffled;
 # zstd 205 MB/s to 58 %, at level 3 63 MB/s to 62 %.
 COMPRESSORS: dict[str, Any] = {
     "none": None,
@@ -137,7 +137,7 @@ class ChunkFiles:
             metadata = json.loads(layout.place.read(f"{layout.array_folder(layer, quantity)}/zarr.json"))
             shape = [len(layout.shards) * layout.block_rows, layout.layers[layer]]
             if metadata["shape"] != shape or metadata["data_type"] != layout.dtype:
-                raise ValueError(f"an array of {metadata['data_type']} {metadata['shape']} in place of {shape}")
+                raise ValueError(f"an array of {metadata['data_type']} {metadata['shape']} instead of {shape}")
             array = None
             if not is_plain(metadata, [layout.chunk_rows, shape[1]]):
                 view = ZarrView(layout.place, ARRAYS)

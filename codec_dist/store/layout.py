@@ -181,7 +181,7 @@ def read_layout(location: str | Path | Place) -> Layout:
     if kind.get("version") != FORMAT_VERSION:
         raise StoreError(
             f"the store {place} has format version {kind.get('version')}, this version reads {FORMAT_VERSION}: "
-            "use the version of codec_dist that wrote it, or extract anew"
+            "use the version of codec_dist that wrote it, or extract again"
         )
     try:
         return _layout_of(place, attributes)

@@ -218,7 +218,7 @@ def this_process() -> Process:
 
 
 def is_dead(process: Process) -> bool | None:
-    """Whether a process has ended; None for one whose host is not this one (or was started anew since)."""
+    """Whether a process has ended; None for one whose host is not this one (or was started again since)."""
     if (process.host, process.system) != (socket.gethostname(), _system()):
         return None
     return _started(process.pid) != process.started

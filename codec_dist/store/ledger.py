@@ -132,7 +132,7 @@ def _shown(value: Any) -> str:
 
 
 class Ledger:
-    """Which shards of a store are done; every call looks anew.
+    """Which shards of a store are done; every call looks again.
 
     Raises:
         StoreError: ``path`` is not a store.
@@ -168,7 +168,7 @@ def read_markers(layout: Layout) -> dict[int, Marker]:
 
 def marker_numbers(layout: Layout) -> list[int]:
     """Numbers of all files in the ledger that are named like markers."""
-    # Other names are leftovers of a crash (.000003.json.….partial).
+    # Other names are stale files of a crash (.000003.json.….partial).
     matches = (re.fullmatch(r"ledger/(\d{6,})\.json", name) for name in layout.place.files("ledger"))
     return [int(match[1]) for match in matches if match]
 

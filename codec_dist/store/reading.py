@@ -61,7 +61,7 @@ class Chunk:
 class ContributionStore:
     """A store as it was when opened: the shards that were done then, in the order of their numbers.
 
-    Every block that is read is compared with the checksum in its marker, so that a lost, torn or foreign
+    Every block that is read is compared with the checksum in its marker, so that a lost, torn or exchanged
     chunk is an error and never a row of zeros.
 
     Raises:

@@ -131,7 +131,7 @@ def shard_tables(layout: Layout, markers: dict[int, Marker]) -> Iterator[pa.Tabl
             schema = schema or table.schema
             if table.schema != schema:
                 name = layout.samples_file(number)
-                raise StoreError(f"{layout.place}/{name} has other columns than the shards before it: extract anew")
+                raise StoreError(f"{layout.place}/{name} has other columns than the shards before it: extract again")
             yield table
 
 

@@ -104,7 +104,7 @@ class RowDataset(IterableDataset[RowBatch]):
             yield _batch(part, labels)
 
     def __getstate__(self) -> dict[str, Any]:
-        # What reads files is opened anew in each worker.
+        # What reads files is opened again in each worker.
         return self.__dict__ | {"_store": None}
 
     def _open(self) -> ContributionStore:

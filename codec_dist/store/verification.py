@@ -28,7 +28,7 @@ class Fault:
 
     kind: str
     """``chunk``, ``samples`` (table of a shard), ``marker``, ``metadata`` (of arrays), ``table`` (of all samples),
-    ``leftover`` (of a process that was killed), or ``foreign`` (no file of this store)."""
+    ``stale`` (of a process that was killed), or ``unexpected`` (no file of this store)."""
     file: str
     """The file, relative to the store."""
     found: str
@@ -95,13 +95,13 @@ class Verification:
         if self.ok:
             return []
         advice = []
-        if any(fault.kind != "foreign" for fault in self.faults):
+        if any(fault.kind != "unexpected" for fault in self.faults):
             advice.append(f"run `codec-dist store verify --repair {self.location}`")
         if self.damaged:
             several = "s are" if len(self.damaged) > 1 else " is"
             advice.append(f"then `codec-dist extract`: {len(self.damaged):,} shard{several} done again")
-        if any(fault.kind == "foreign" for fault in self.faults):
-            advice.append("move foreign files out of the store")
+        if any(fault.kind == "unexpected" for fault in self.faults):
+            advice.append("move unexpected files out of the store")
         return ["to do     " + "; ".join(advice)]
 
 
@@ -112,7 +112,7 @@ def verify_store(
     threads: int | None = None,
     on_shard: Callable[[], None] = lambda: None,
 ) -> Verification:
-    """Look for whatever is missing, damaged or foreign in a store.
+    """Look for whatever is missing, damaged or unexpected in a store.
 
     Args:
         path: folder or URL of the store.
@@ -145,10 +145,10 @@ def verify_store(
 
 
 def repair_store(path: str | Path | Place, found: Verification) -> list[int]:
-    """Make a store such that ``extract`` completes it: forget the markers of damaged shards, remove leftovers.
+    """Make a store such that ``extract`` completes it: forget the markers of damaged shards, remove stale files.
 
-    Metadata of arrays are written anew, the table of all samples is removed where it is wrong or a shard is
-    forgotten, and made again if all shards are done. Foreign files stay. Hold the store's lease.
+    Metadata of arrays are written again, the table of all samples is removed where it is wrong or a shard is
+    forgotten, and made again if all shards are done. Unexpected files stay. Hold the store's lease.
 
     Returns:
         Numbers of the shards that are to be extracted again.
@@ -165,7 +165,7 @@ def repair_store(path: str | Path | Place, found: Verification) -> list[int]:
             place.delete(SAMPLES)
             place.delete(layout.marker_file(number))
         for fault in found.faults:
-            if fault.kind == "leftover" or fault.kind == "table":
+            if fault.kind == "stale" or fault.kind == "table":
                 place.delete(fault.file)
             elif fault.kind == "metadata":
                 place.write(fault.file, expected[fault.file.removeprefix(f"{ARRAYS}/")])
@@ -246,7 +246,7 @@ class _Look:
             start += len(table)
 
     def unknown_files(self) -> Iterator[Fault]:
-        """Leftovers and files that are none of this store's."""
+        """Stale files, and files that are none of this store's."""
         layout = self._layout
         folders = {layout.array_folder(*array) for array in self._arrays}
         per_block = len(layout.file_parts())
@@ -255,14 +255,14 @@ class _Look:
             folder, _, base = name.rpartition("/")
             chunk = re.fullmatch(r"c\.(0|[1-9]\d*)\.0", base)
             if any(part.endswith(PARTIAL) for part in name.split("/")):
-                yield Fault("leftover", name, "was being written when a process was killed (or is now)")
+                yield Fault("stale", name, "was being written when a process was killed (or is now)")
             elif chunk is not None and folder in folders:
                 if int(chunk[1]) >= len(layout.shards) * per_block:
-                    yield Fault("foreign", name, f"the store has {len(layout.shards):,} shards")
+                    yield Fault("unexpected", name, f"the store has {len(layout.shards):,} shards")
             elif folder in ("ledger", "samples") and self._is_numbered(name):
                 continue
             elif name not in known and not re.fullmatch(LEASE_FILES, name):
-                yield Fault("foreign", name, "is no file of this store")
+                yield Fault("unexpected", name, "is no file of this store")
 
     def _is_numbered(self, name: str) -> bool:
         number = name.rpartition("/")[2].partition(".")[0]
@@ -289,7 +289,7 @@ class _Look:
                 yield name, wrong.text + self._owner_of(wrong.checksum, layer, quantity)
 
     def _owner_of(self, checksum: str | None, layer: str, quantity: str) -> str:
-        """Whose rows a foreign chunk holds, where a marker tells."""
+        """Whose rows a chunk holds that is not this shard's, where a marker tells."""
         for marker in self.markers.values():
             if checksum in split_checksums(marker.checksums.get(layer, {}).get(quantity)):
                 return f", they are the rows of {marker.shard}"

@@ -89,7 +89,7 @@ class BlockWriter:
             reason = error.strerror or " ".join(str(error).split())
             kind = StoreFullError if error.errno in NO_SPACE else StoreError
             raise kind(
-                f"cannot write shard {shard} into {layout.place}: {reason}; free space or mend the disk"
+                f"cannot write shard {shard} into {layout.place}: {reason}; free space or repair the disk"
             ) from error
         return marker
 
@@ -196,7 +196,7 @@ def _check_arguments(layout: Layout) -> None:
 def _check_no_remains(layout: Layout) -> None:
     if marker_numbers(layout):
         raise StoreError(
-            f"{layout.place} has a ledger but no {ARRAYS}: its numbers are lost; remove the folder and extract anew"
+            f"{layout.place} has a ledger but no {ARRAYS}: its numbers are lost; remove the folder and extract again"
         )
 
 

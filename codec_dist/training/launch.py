@@ -131,7 +131,7 @@ def train_saes(
         _check_folder(job, folders[job])
     rows_folders = dict.fromkeys(directory / "sae" / job.rows_folder for job in jobs)
     for path in (path for folder in rows_folders for path in damaged_states(folder)):
-        sys.stderr.write(f"train: the resume state {path} is damaged and not used: its SAEs start anew\n")
+        sys.stderr.write(f"train: the resume state {path} is damaged and not used: its SAEs start again\n")
     left_out: list[LeftOut] = []
     if len(finished) == len(jobs):
         for folder in rows_folders:
@@ -170,7 +170,7 @@ def _check_folder(job: SaeJob, folder: Path) -> None:
         raise TrainingError(f"cannot read the SAE in {folder} ({error!r}): remove it, train again") from error
     if found != (job.architecture, job.channels):
         raise TrainingError(
-            f"{folder} holds an SAE of architecture {found[0]!r} and {found[1]} channels in place of "
+            f"{folder} holds an SAE of architecture {found[0]!r} and {found[1]} channels instead of "
             f"{job.architecture!r} and {job.channels}: remove it, train again"
         )
 
@@ -356,7 +356,7 @@ def _signals_heard(listener: socket.socket) -> bytes:
 
 
 def _failure(task: TrainingTask) -> str | None:
-    """What a rank met that is the user's to mend, if any did."""
+    """What a rank met that is the user's to repair, if any did."""
     path = task.scratch / FAILURE_FILE
     return str(read_json(path)["message"]) if path.exists() else None
 

@@ -198,9 +198,9 @@ class BundleTraining:
         self._lockstep.set_rates(factors)
 
     def _resample(self, unit: Unit, before: int, samples: int) -> None:
-        """Start dead modes anew where a multiple of ``resample_every`` samples was passed.
+        """Reinitialise dead modes where a multiple of ``resample_every`` samples was passed.
 
-        Not so late that less than as many samples are left: a mode that was just set anew would be worse than none.
+        Not so late that less than as many samples are left: a mode that was just reinitialised is worse than none.
         """
         every = unit.template.chosen.resample_every
         jobs = [self._members[number].job for number in unit.numbers]

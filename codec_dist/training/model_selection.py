@@ -284,7 +284,7 @@ def _by_sparsity(configurations: list[_Configuration], settings: SelectionSettin
     chosen = min(keeping, key=lambda one: (one.l0, -one.ev, one.name))
     return chosen, (
         f"sparsest of {_count(configurations)} that keeps {100 * settings.ev_kept:g} % of the highest EV "
-        f"({chosen.ev:.3f} of {best.ev:.3f}, with {chosen.l0:.1f} loadings per image in place of {best.l0:.1f})"
+        f"({chosen.ev:.3f} of {best.ev:.3f}, with {chosen.l0:.1f} loadings per image instead of {best.l0:.1f})"
     )
 
 

@@ -106,7 +106,7 @@ class Unit:
 
     @torch.no_grad()
     def resample(self, rows: Float[Tensor, "rows channels"], seeds: Sequence[int]) -> Bool[Tensor, "*members modes"]:
-        """Start dead modes anew, without their past in the optimizer; which ones."""
+        """Reinitialise dead modes, without their past in the optimizer; which ones."""
         if isinstance(self.module, StackedAutoencoder):
             modes = self.module.resample(rows, seeds)
         else:
@@ -328,7 +328,7 @@ class Lockstep:
             unit.seed_noise([seeds[number] for number in unit.numbers])
 
     def resample(self, unit: Unit, rows: Float[Tensor, "rows channels"], seeds: Sequence[int]) -> None:
-        """Start dead modes of a unit's SAEs anew; ``rows`` are the same on every rank."""
+        """Reinitialise dead modes of a unit's SAEs; ``rows`` are the same on every rank."""
         unit.resample(rows, seeds)
         if not self._divide:
             # Rounding may let ranks draw different rows, after which they would be different SAEs.

@@ -331,7 +331,7 @@ class TrainingTask:
     threads: int = 1
     """CPU threads of each rank."""
     spread: bool = False
-    """Whether each rank trains whole layers and quantities by itself, in place of shares of every batch."""
+    """Whether each rank trains whole layers and quantities by itself, instead of shares of every batch."""
     bytes_for_rows: int | None = None
     """Memory that each rank may fill with rows; None: measured."""
     window_bytes: int = STREAMED_WINDOW_BYTES

@@ -22,7 +22,7 @@ RESUME_FILES = "resume-*.safetensors"
 FORMAT = 2
 HASH_DIGITS = 12
 UNREADABLE = (OSError, SafetensorError, KeyError, TypeError, ValueError)
-"""What a missing, damaged or foreign file makes of an attempt to read it."""
+"""What a missing, damaged or unexpected file makes of an attempt to read it."""
 
 LEFT_OUT_FILE = "left_out.json"
 NAMED_REASONS = 5
@@ -91,7 +91,7 @@ def save_cohort(path: Path, epoch: int, states: Mapping[str, ResumeState]) -> No
 
 
 def find_cohorts(folder: Path) -> list[SavedCohort]:
-    """The usable states in a folder; a damaged one counts as none, and its SAEs start anew."""
+    """The usable states in a folder; a damaged one counts as none, and its SAEs start again."""
     return [state for _, state in _look_into(folder) if state is not None]
 
 

@@ -219,7 +219,7 @@ class EpochCount:
     """The epochs that one rank has counted, in a file of its own."""
 
     def __init__(self, scratch: Path, rank: int, done: int = 0) -> None:
-        """Begin with ``done`` epochs, in place of what a rank of this number had counted before it died."""
+        """Begin with ``done`` epochs, instead of what a rank of this number had counted before it died."""
         self._path = scratch / f"{rank}-{PROGRESS_SUFFIX}"
         self.done = done
         """Epochs of SAEs counted so far."""

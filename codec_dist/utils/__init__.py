@@ -1,6 +1,6 @@
-"""The little that every room shares: errors, hashes, atomic files, names, registries, progress, seeds, memory.
+"""The little that every package shares: errors, hashes, atomic files, names, registries, progress, seeds, memory.
 
-Standard library only (tqdm and Arrow are imported where they are used), so that the numerical rooms stay light.
+Standard library only (tqdm and Arrow are imported where they are used), so that the numerical packages stay light.
 """
 
 from codec_dist.utils.credentials import values_without_credentials, without_credentials

@@ -1,4 +1,4 @@
-"""The base of every error that is the user's to mend."""
+"""The base of every error that is the user's to repair."""
 
 from codec_dist.utils.credentials import without_credentials
 
@@ -6,7 +6,7 @@ from codec_dist.utils.credentials import without_credentials
 class CodecError(Exception):
     """A fault in what was asked or found, worded for the person who reads it.
 
-    The message says what was asked, what was found and what to do, on one line. Each room derives its
+    The message says what was asked, what was found and what to do, on one line. Each package derives its
     own kind; the command line prints the message alone and exits with code 2. Credentials in URLs are taken out of
     the message, since it is also kept: in ledgers, logs and reports.
     """

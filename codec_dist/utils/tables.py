@@ -24,7 +24,7 @@ def read_tables(
     Raises:
         CodecError: of that class; a file is missing or is not such a table.
     """
-    # The rooms that use numbers alone import this package, and do without Arrow.
+    # The packages that use numbers alone import this package, and do without Arrow.
     import pyarrow as pa
     import pyarrow.parquet as pq
 

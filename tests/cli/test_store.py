@@ -88,7 +88,7 @@ def test_verify_names_damage_and_repair_forgets_it(store: Path, capsys: pytest.C
     assert capsys.readouterr().out == digest
 
 
-def test_verify_leaves_foreign_files_and_says_so(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_leaves_unexpected_files_and_says_so(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (store / "notes.txt").write_text("mine")
     (store / "ledger" / ".000001.json.1.partial").write_text("half")
     assert main(["store", "verify", "--repair", str(store)]) == 1

@@ -59,7 +59,7 @@ class RefuseCompany:
 
 def refuse(item: int) -> Trace:
     if item == 2:
-        raise CodecError(f"item {item} is bad: mend it")
+        raise CodecError(f"item {item} is bad: repair it")
     return trace(item)
 
 

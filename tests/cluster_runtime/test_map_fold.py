@@ -68,7 +68,7 @@ def test_fold_survives_a_killed_worker(ray_cluster: Session, tmp_path: Path) -> 
 
 @pytest.mark.ray
 def test_error_of_the_function_arrives_as_it_was(ray_cluster: Session) -> None:
-    with pytest.raises(CodecError, match=r"^item 2 is bad: mend it$"):
+    with pytest.raises(CodecError, match=r"^item 2 is bad: repair it$"):
         map_fold(ITEMS, folding.refuse)
 
 

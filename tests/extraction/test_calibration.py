@@ -21,7 +21,7 @@ from codec_dist.attribution import (
 from codec_dist.cluster_runtime import Session
 from codec_dist.config import Config
 from codec_dist.extraction import ExtractionError, extract
-from codec_dist.extraction.calibration import settle
+from codec_dist.extraction.calibration import calibrate
 from codec_dist.extraction.plan import make_plan, open_store
 from codec_dist.models import load_model
 from codec_dist.shards import load_index, make_split, read_shard
@@ -53,7 +53,7 @@ def _images(config: Config, part: str | None = None) -> tuple[torch.Tensor, list
 
 @pytest.fixture(scope="module")
 def measured(make_config_in: MakeConfig, ray_cluster: Session, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    config = make_config_in(tmp_path_factory.mktemp("settled"), attribution=SURPRISAL)
+    config = make_config_in(tmp_path_factory.mktemp("calibrated"), attribution=SURPRISAL)
     assert extract(config).samples == 120
     return config
 
@@ -104,7 +104,7 @@ def test_a_resumed_run_takes_what_the_store_was_made_with(measured: Config) -> N
     run = Path(measured.run.directory)
     store = ContributionStore(run / "store")
     digest, settings = store.digest(), store.settings
-    (run / "statistics.safetensors").unlink()  # measured anew, to the same numbers
+    (run / "statistics.safetensors").unlink()  # measured again, to the same numbers
     (run / "store" / "ledger" / "000003.json").unlink()
     (run / "store" / "samples.parquet").unlink()
     assert extract(measured).shards_done == 1
@@ -139,13 +139,13 @@ def test_an_automatic_microbatch_is_chosen_once_and_kept_by_all_who_resume(
     automatic = {"microbatch": "auto"}
     config = make_config_in(tmp_path / "first", attribution=automatic)
     plan, shards = make_plan(config)
-    settled, _ = settle(plan, shards)
+    calibrated, _ = calibrate(plan, shards)
     # Of a small model on small images the most that may pass does fit.
-    assert settled.microbatch == ContributionStore(plan.store).settings["microbatch"] == 64
+    assert calibrated.microbatch == ContributionStore(plan.store).settings["microbatch"] == 64
     assert ContributionStore(plan.store).identity["attribution"]["microbatch"] == "auto"
     assert "microbatch 64 chosen" in capsys.readouterr().err
-    settled, _ = settle(plan, shards)
-    assert settled.microbatch == 64
+    calibrated, _ = calibrate(plan, shards)
+    assert calibrated.microbatch == 64
     assert "chosen" not in capsys.readouterr().err
 
     # A store that was begun where 3 images fitted.
@@ -161,7 +161,7 @@ def test_an_automatic_microbatch_is_chosen_once_and_kept_by_all_who_resume(
     plan, shards = make_plan(config)
     open_store(plan, shards, {"device": "cpu", "microbatch": 10**7})
     capsys.readouterr()
-    assert settle(plan, shards)[0].microbatch == 10**7
+    assert calibrate(plan, shards)[0].microbatch == 10**7
     assert "10000000" in capsys.readouterr().err
 
     other = make_config_in(tmp_path / "first", attribution={"microbatch": 64})
@@ -185,4 +185,4 @@ def test_settings_of_a_store_that_cannot_be_are_refused_with_its_name(
     plan, shards = make_plan(make_config())
     open_store(plan, shards, damaged)
     with pytest.raises(ExtractionError, match="store"):
-        settle(plan, shards)
+        calibrate(plan, shards)

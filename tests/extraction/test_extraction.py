@@ -22,7 +22,7 @@ from codec_dist.attribution import Attributor, IntegratedGradients, Optimization
 from codec_dist.cluster_runtime import Session
 from codec_dist.config import Config, save_config
 from codec_dist.extraction import ExtractionError, extract
-from codec_dist.extraction.calibration import settle
+from codec_dist.extraction.calibration import calibrate
 from codec_dist.extraction.coordinator import Coordinator
 from codec_dist.extraction.plan import make_plan, open_store
 from codec_dist.extraction.summary import Account
@@ -132,7 +132,7 @@ def test_neither_actors_nor_order_nor_prefetch_nor_form_of_the_store_change_the_
 ) -> None:
     config = make_config(cluster={"actors": actors}, data=reading, store=form)
     plan, shards = make_plan(config)
-    assert settle(plan, shards) == (plan, "cpu")
+    assert calibrate(plan, shards) == (plan, "cpu")
     serials: set[int] = set()
 
     class Waits(Account):
@@ -276,7 +276,7 @@ def test_what_the_self_check_found_is_stored_and_used_by_whoever_goes_on(
     plain = Optimizations(fold_batchnorm=False, channels_last=False)
     plan, shards = make_plan(config)
     open_store(plan, shards, {"device": "cpu", "optimizations": asdict(plain)})
-    plan, _ = settle(plan, shards)
+    plan, _ = calibrate(plan, shards)
     extract_planned(plan, shards, range(len(shards)))
     loaded = load_model(config.model, seed=config.run.seed)
     index = load_index(config.data.shards)

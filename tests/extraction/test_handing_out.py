@@ -16,7 +16,7 @@ from PIL import Image
 from codec_dist.cli import main
 from codec_dist.cluster_runtime import Session
 from codec_dist.config import Config, save_config
-from codec_dist.extraction.calibration import settle
+from codec_dist.extraction.calibration import calibrate
 from codec_dist.extraction.coordinator import Coordinator
 from codec_dist.extraction.plan import make_plan
 from codec_dist.extraction.worker import Receipt
@@ -68,7 +68,7 @@ def test_failed_shard_is_tried_again_and_the_store_is_the_same(
     tar = shards / "digits-000001.tar"
     expected = extraction_without_ray.extract_here(make_config_in(tmp_path / "quiet", data={"shards": str(shards)}))
     plan, infos = make_plan(make_config(data={"shards": str(shards)}, cluster={"actors": 2, "attempts": 2}))
-    plan, device = settle(plan, infos)
+    plan, device = calibrate(plan, infos)
     whole = _break(tar)
     heard = Heard(when_failed=lambda: tar.write_bytes(whole))
     assert Coordinator(plan, infos, heard, device).run(range(6)) == []
@@ -122,7 +122,7 @@ def test_shard_that_kills_its_actors_is_found_out_and_no_other_is_blamed(
         cluster={"actors": 2, "attempts": 2},
     )
     plan, infos = make_plan(config)
-    plan, device = settle(plan, infos)
+    plan, device = calibrate(plan, infos)
     (deadly,) = (number for number, info in enumerate(infos) if f"{few[0].key}.png" in _members(folder / info.name))
     heard = Heard()
     (failed,) = Coordinator(plan, infos, heard, device).run(range(4))

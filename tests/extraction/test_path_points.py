@@ -13,7 +13,7 @@ from codec_dist.attribution import Attributor, IntegratedGradients
 from codec_dist.cluster_runtime import Session
 from codec_dist.config import Config
 from codec_dist.extraction import ExtractionError, extract
-from codec_dist.extraction.calibration import settle
+from codec_dist.extraction.calibration import calibrate
 from codec_dist.extraction.path_calibration import choose_probe
 from codec_dist.extraction.plan import make_plan, open_store
 from codec_dist.models import load_model
@@ -152,4 +152,4 @@ def test_a_store_whose_points_cannot_be_its_own_is_refused(make_config: MakeConf
     attribution = {**plan.identity["attribution"], **({} if points is None else {"path_points": points})}
     open_store(replace(plan, identity={**plan.identity, "attribution": attribution}), shards, {"device": "cpu"})
     with pytest.raises(ExtractionError, match="does not say at which points of the path"):
-        settle(*make_plan(config))
+        calibrate(*make_plan(config))

@@ -1,4 +1,4 @@
-"""A small run directory in the stages' formats, written by the rooms' own code where they have a writer."""
+"""A small run directory in the stages' formats, written by the packages' own code where they have a writer."""
 
 import json
 import shutil

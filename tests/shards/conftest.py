@@ -1,4 +1,4 @@
-"""Small folders of shards for the tests of this room."""
+"""Small folders of shards for the tests of this package."""
 
 import io
 import tarfile

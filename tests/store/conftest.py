@@ -1,4 +1,4 @@
-"""Small stores for the tests of this room."""
+"""Small stores for the tests of this package."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

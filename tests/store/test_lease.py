@@ -91,7 +91,7 @@ def other_host(store, **changes):
     (store / "lease.json").write_text(json.dumps(owner))
 
 
-@pytest.mark.parametrize("owner", ["another host", "this host before it was started anew", "nobody"])
+@pytest.mark.parametrize("owner", ["another host", "this host before it was started again", "nobody"])
 def test_what_cannot_be_asked_is_succeeded_after_thirty_seconds(store, owner):
     if owner == "nobody":
         (store / "lease.json").write_text("{")

@@ -149,14 +149,14 @@ def test_markers_of_another_store_another_shard_or_lost_ones_are_found(finished,
     assert found.damaged == [0, 1, 2]
 
 
-def test_leftovers_and_foreign_files_are_told_apart_and_the_lease_is_neither(finished):
-    leftovers = [
+def test_stale_and_unexpected_files_are_told_apart_and_the_lease_is_neither(finished):
+    stale = [
         "ledger/.000001.json.x7.partial",
         "arrays.zarr/layers/blocks.0/activation/positive/.c.1.0.123.partial",
         ".samples.parquet.9.partial",
         ".arrays.zarr.abc.partial/arrays.zarr/zarr.json",
     ]
-    foreign = [
+    unexpected = [
         "notes.txt",
         "ledger/000099.json",
         "samples/1.parquet",
@@ -164,19 +164,19 @@ def test_leftovers_and_foreign_files_are_told_apart_and_the_lease_is_neither(fin
         "arrays.zarr/layers/blocks.0/activation/positive/c.01.0",
         "arrays.zarr/layers/blocks.7/activation/positive/zarr.json",
     ]
-    for name in [*leftovers, *foreign, "lease.json"]:
+    for name in [*stale, *unexpected, "lease.json"]:
         (finished.path / name).parent.mkdir(parents=True, exist_ok=True)
         (finished.path / name).write_text("x")
     found = verify_store(finished.path)
     by_kind = {
-        kind: sorted(fault.file for fault in found.faults if fault.kind == kind) for kind in ("leftover", "foreign")
+        kind: sorted(fault.file for fault in found.faults if fault.kind == kind) for kind in ("stale", "unexpected")
     }
-    assert by_kind == {"leftover": sorted(leftovers), "foreign": sorted(foreign)}
-    assert len(found.faults) == len(leftovers) + len(foreign)
+    assert by_kind == {"stale": sorted(stale), "unexpected": sorted(unexpected)}
+    assert len(found.faults) == len(stale) + len(unexpected)
     assert repair_store(finished.path, found) == []
     left = verify_store(finished.path)
-    assert sorted(fault.file for fault in left.faults) == sorted(foreign)
-    assert all((finished.path / name).exists() for name in foreign), "what is not ours is not removed"
+    assert sorted(fault.file for fault in left.faults) == sorted(unexpected)
+    assert all((finished.path / name).exists() for name in unexpected), "what is not ours is not removed"
 
 
 @pytest.mark.parametrize("damage", ["other order", "short", "flipped"])

@@ -101,7 +101,7 @@ def test_a_full_disk_is_a_clear_error(plan):
     )
     path = plan.path.parent / "small"
     found = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
-    assert found.stdout == f"cannot write shard s into {path}: File too large; free space or mend the disk\n"
+    assert found.stdout == f"cannot write shard s into {path}: File too large; free space or repair the disk\n"
     assert Ledger(path).pending() == [0]
 
 

@@ -110,7 +110,7 @@ def test_the_only_one_needs_no_reason() -> None:
 def test_reason_names_the_numbers_that_decided() -> None:
     assert reason(CURVE) == (
         "sparsest of 4 configurations that keeps 95 % of the highest EV "
-        "(0.970 of 0.990, with 16.0 loadings per image in place of 32.0)"
+        "(0.970 of 0.990, with 16.0 loadings per image instead of 32.0)"
     )
     assert reason(CURVE, l0=4) == (
         "highest EV (0.900) of the 2 among 4 configurations that have at most 4 loadings per image"

@@ -1,4 +1,4 @@
-"""One clear line for what a user can mend: stores, rows, checkpoints."""
+"""One clear line for what a user can repair: stores, rows, checkpoints."""
 
 import json
 from collections.abc import Callable
@@ -56,8 +56,8 @@ def test_rows_that_are_not_finite_are_named(make_run: Run, make_task: Task) -> N
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("architecture", "relu", "'relu' and 12 channels in place of 'topk' and 12"),
-        ("channels", 8, "'topk' and 8 channels in place of 'topk' and 12"),
+        ("architecture", "relu", "'relu' and 12 channels instead of 'topk' and 12"),
+        ("channels", 8, "'topk' and 8 channels instead of 'topk' and 12"),
     ],
 )
 def test_a_folder_with_another_sae_is_refused(

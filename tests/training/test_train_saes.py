@@ -1,4 +1,4 @@
-"""All of it under Ray Train, and faults that a user can mend."""
+"""All of it under Ray Train, and errors that a user can repair."""
 
 import fcntl
 import json
