@@ -1,4 +1,4 @@
-"""Baselines: the input x₀ at which the path of integrated gradients begins (METHOD: "Contributions")."""
+"""Baselines: the input x₀ at which the path of integrated gradients begins (docs/method.md §2.4)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -14,7 +14,7 @@ from codec_dist.attribution.capture import borrowed, checked_output
 from codec_dist.attribution.errors import AttributionError
 from codec_dist.models import model_call
 
-# ε of Σ + εI as a share of tr Σ / n (METHOD: "surprisal").
+# ε of Σ + εI as a share of tr Σ / n (docs/method.md §2.6).
 RIDGE = 1e-6
 
 

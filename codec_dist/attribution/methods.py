@@ -1,4 +1,4 @@
-"""Methods: from evaluations of the model to contributions of every hidden unit (METHOD: "Contributions")."""
+"""Methods: from evaluations of the model to contributions of every hidden unit (docs/method.md §2)."""
 
 import copy
 from abc import ABC, abstractmethod

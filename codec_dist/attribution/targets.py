@@ -1,4 +1,4 @@
-"""Targets: the scalar T(x) of the output that contributions explain (METHOD: "Targets")."""
+"""Targets: the scalar T(x) of the output that contributions explain (docs/method.md §2.6)."""
 
 import inspect
 from abc import ABC, abstractmethod

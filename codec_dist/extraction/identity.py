@@ -26,7 +26,7 @@ from codec_dist.utils import Registry, hash_file
 
 
 def store_identity(config: Config, index: ShardIndex, loaded: LoadedModel, attributor: Attributor) -> dict[str, Any]:
-    """All that the stored numbers depend on (DESIGN: "Identity")."""
+    """All that the stored numbers depend on (docs/formats.md §4.1)."""
     section = config.attribution
     return {
         "data": {

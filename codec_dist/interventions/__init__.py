@@ -1,4 +1,4 @@
-"""Causal tests of modes: change a layer's channels and watch the accuracy of classes (METHOD §6)."""
+"""Causal tests of modes: change a layer's channels and watch the accuracy of classes (docs/method.md §6)."""
 
 from codec_dist.interventions.class_results import (
     RESULTS_FORMAT,

@@ -18,7 +18,7 @@ ChannelNumbers = Sequence[int] | Int[np.ndarray, "chosen"] | Int[Tensor, "chosen
 
 @contextmanager
 def ablate(model: nn.Module, layer: str, channels: ChannelNumbers) -> Iterator[None]:
-    """While open, the chosen channels of a layer are zero in every forward pass (METHOD §6).
+    """While open, the chosen channels of a layer are zero in every forward pass (docs/method.md §6).
 
     A channel is set at all positions that the layer key's reduction covers: height and width, tokens,
     the class token alone (``:class_token``), or all dimensions of a head (``:heads``). Only hooks are

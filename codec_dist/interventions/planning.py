@@ -104,7 +104,7 @@ class Experiment:
 
 
 def channel_counts(percentages: Sequence[float | int], channels: int) -> dict[float | int, int]:
-    """How many of ``channels`` each percentage means: floor(p·C/100), at least 1 (METHOD §6).
+    """How many of ``channels`` each percentage means: floor(p·C/100), at least 1 (docs/method.md §6).
 
     Percentages are read as the decimals that they are written as, so 2.3 % of 1,000 is 23. Several
     percentages may give one number: it is run once and reported for each.
@@ -159,7 +159,7 @@ def choose_targets(classes: Sequence[int], count: int | None, seed: int) -> tupl
 
 
 def rank_channels(mode: Float[Tensor, "channels"] | Float[np.ndarray, "channels"]) -> Int[np.ndarray, "channels"]:
-    """Channels by signed value of a mode's dictionary row, highest first; equal ones by number (METHOD §6).
+    """Channels by signed value of a mode's dictionary row, highest first; equal ones by number (docs/method.md §6).
 
     Raises:
         InterventionError: a value is not finite.
@@ -186,7 +186,7 @@ def plan_experiment(
     random_draws: int = 20,
     seed: int = 0,
 ) -> Experiment:
-    """Plan the causal tests of one layer (METHOD §6).
+    """Plan the causal tests of one layer (docs/method.md §6).
 
     Args:
         layer: layer key.

@@ -1,4 +1,4 @@
-"""From ratios of subjects to curves, areas and their null: every mean and error is over subjects (METHOD §6).
+"""From ratios of subjects to curves, areas and their null: every mean and error is over subjects (docs/method.md §6).
 
 A subject is a target class with its off-target classes. Random rankings play two parts: averaged within each
 subject they are one more ranking, and one by one they are the null distribution of every statistic.

@@ -1,4 +1,4 @@
-"""What modes say about classes: correlations, specificity, coverage, best images (METHOD §5).
+"""What modes say about classes: correlations, specificity, coverage, best images (docs/method.md §5).
 
 A notebook opens a run's summary with :class:`ModeSummary`; a pipeline folds :func:`summarize_shards` and
 :func:`measure_shards` over groups of shards and writes the result with :class:`SummaryWriter` and

@@ -210,7 +210,7 @@ def _top_modes(select: Tensor, evaluate: Tensor, count: int) -> list[TopMode]:
 
 
 def specificity(correlation: Float[Tensor, "classes modes"]) -> Specificity:
-    """Specificity of each mode (METHOD §5) from correlations [classes, modes], nan where undefined."""
+    """Specificity of each mode (docs/method.md §5) from correlations [classes, modes], nan where undefined."""
     rows = _defined(correlation)[0]
     positive = correlation[rows].double().clamp(min=0).sort(dim=0).values
     classes, modes = positive.shape
@@ -229,7 +229,7 @@ def specificity(correlation: Float[Tensor, "classes modes"]) -> Specificity:
 
 
 def coverage(correlation: Float[Tensor, "classes modes"]) -> Coverage:
-    """Coverage curves (METHOD §5) from correlations [classes, modes], nan where undefined."""
+    """Coverage curves (docs/method.md §5) from correlations [classes, modes], nan where undefined."""
     rows, columns = _defined(correlation)
     defined = correlation[rows][:, columns].double()
     if not defined.numel():
@@ -267,7 +267,7 @@ def load_concepts(path: Path, class_names: Sequence[str]) -> dict[str, tuple[int
 
 
 def parse_concepts(concepts: Mapping[str, Sequence[Any]], class_names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Concepts as ascending class indices, each class once (METHOD §5).
+    """Concepts as ascending class indices, each class once (docs/method.md §5).
 
     Of the members, as read from JSON, a text is a class name and a number a class index.
 

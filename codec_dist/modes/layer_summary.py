@@ -188,7 +188,7 @@ class LoadingCorrelations:
     """Mergeable sums from which the correlation of each loading with each class mask follows exactly.
 
     corr(c, m) = (S_cm/n − p_c·μ_m) / (√(p_c(1−p_c))·σ_m), with S_cm the sum of loading m over the samples of
-    class c, n the labelled rows, σ the population deviation (METHOD §5). Unlabelled rows count for the
+    class c, n the labelled rows, σ the population deviation (docs/method.md §5). Unlabelled rows count for the
     frequency and mean of loadings only. All sums are float64 on the CPU; S_cm is kept of loadings less a
     reference near their mean, which changes nothing in the formula and avoids cancellation in it.
     """

@@ -27,7 +27,7 @@ class DictionaryMatch:
 def match_dictionaries(
     first: Float[Tensor, "modes channels"], second: Float[Tensor, "other_modes other_channels"]
 ) -> DictionaryMatch:
-    """Match modes by the Hungarian algorithm on cosine (METHOD §5): the sum of cosines is the highest possible.
+    """Match modes by the Hungarian algorithm on cosine (docs/method.md §5): the sum of cosines is the highest possible.
 
     Raises:
         ModesError: the dictionaries have other numbers of channels.

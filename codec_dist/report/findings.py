@@ -1,4 +1,4 @@
-"""A run's main numbers, and the findings of the paper tried on this run (METHOD: "Reference figures").
+"""A run's main numbers, and the findings of the paper tried on this run (docs/method.md §9).
 
 What the paper finds on ImageNet networks is no identity: each finding is said to hold, to hold in part, or not to
 hold, with the numbers.
@@ -176,7 +176,7 @@ def _median(values: Sequence[float]) -> float:
 
 
 def try_laws(data: RunData) -> list[Law]:
-    """Every law of METHOD §9, in its order."""
+    """Every law of docs/method.md §9, in its order."""
     return [
         _sparser(data),
         _higher_dimensional(data),

@@ -1,4 +1,4 @@
-"""How well an SAE reconstructs held-out rows, and how sparse its loadings are (METHOD §3)."""
+"""How well an SAE reconstructs held-out rows, and how sparse its loadings are (docs/method.md §3)."""
 
 import math
 from dataclasses import dataclass

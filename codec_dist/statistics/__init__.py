@@ -1,4 +1,4 @@
-"""Statistics of contributions and activations, per layer, as mergeable one-pass accumulators (METHOD §4).
+"""Statistics of contributions and activations, per layer, as mergeable one-pass accumulators (docs/method.md §4).
 
 Every accumulator has ``update(batch)``, ``merge(other)`` (in place, returns self) and ``result()``, and keeps
 float64 state on the CPU, so that any number of workers can each see a part of the data.

@@ -189,7 +189,7 @@ class Moments:
 
 
 def hoyer(vectors: Float[Tensor, "*batch channels"]) -> Float[Tensor, "*batch"]:
-    """Hoyer sparsity of each vector, (√d − ‖v‖₁/‖v‖₂)/(√d − 1) (Hoyer 2004; METHOD §4).
+    """Hoyer sparsity of each vector, (√d − ‖v‖₁/‖v‖₂)/(√d − 1) (Hoyer 2004; docs/method.md §4).
 
     Args:
         vectors: [..., channels], any floating type, any sign and scale.
@@ -234,7 +234,7 @@ class HoyerStatistics:
 def sign_correlation(
     positive: Float[Tensor, "batch channels"], negative: Float[Tensor, "batch channels"]
 ) -> Float[Tensor, "batch"]:
-    """E/I correlation of each sample, −Pearson(negative, positive) across channels (METHOD §4).
+    """E/I correlation of each sample, −Pearson(negative, positive) across channels (docs/method.md §4).
 
     Args:
         positive: [batch, channels] positive parts, ≥ 0.

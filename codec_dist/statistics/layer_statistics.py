@@ -19,7 +19,7 @@ from codec_dist.statistics.errors import StatisticsError
 
 @dataclass(frozen=True)
 class LayerStatisticsResult:
-    """Statistics of one quantity at one layer (METHOD §4); net = positive + negative part."""
+    """Statistics of one quantity at one layer (docs/method.md §4); net = positive + negative part."""
 
     samples: int
     hoyer: Distribution

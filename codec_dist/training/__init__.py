@@ -1,4 +1,4 @@
-"""Training of sparse autoencoders on a contribution store, many at once, by Ray Train (DESIGN §8)."""
+"""Training of sparse autoencoders on a contribution store, many at once, by Ray Train (docs/saes.md)."""
 
 from codec_dist.training.errors import TrainingError
 from codec_dist.training.launch import TrainedSae, train_saes

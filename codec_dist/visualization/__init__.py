@@ -1,4 +1,4 @@
-"""Pictures: which pixels of an image a mode follows on its way to a class (METHOD §7)."""
+"""Pictures: which pixels of an image a mode follows on its way to a class (docs/method.md §7)."""
 
 from codec_dist.visualization.drawing import GallerySample, ModeGallery, draw_mode_maps
 from codec_dist.visualization.errors import VisualizationError

@@ -40,7 +40,7 @@ def mode_maps(
     channels: ChannelNumbers,
     classes: int | Sequence[int] | Int[Tensor, "batch"],
 ) -> ModeMaps:
-    """Mode maps of images for some channels S of a layer h and a class y (METHOD §7).
+    """Mode maps of images for some channels S of a layer h and a class y (docs/method.md §7).
 
     J = ∂softmax_y/∂h, held fixed; R_kp = ∂h_kp/∂x; G = Σ J_kp R_kp over S and all positions p that the layer
     key's reduction covers; M = G ⊙ x. One forward pass and four backward passes serve the whole batch, however

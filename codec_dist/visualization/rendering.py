@@ -1,4 +1,4 @@
-"""From a mode map to a picture: the image seen through a mask (METHOD §7)."""
+"""From a mode map to a picture: the image seen through a mask (docs/method.md §7)."""
 
 import math
 
@@ -23,7 +23,7 @@ def render_mask(
 ) -> Float[np.ndarray, "height width"]:
     """How strongly each pixel shows, in [0, 1].
 
-    |M| → median filter per colour → mean over colours → min–max → × contrast → clip (METHOD §7).
+    |M| → median filter per colour → mean over colours → min–max → × contrast → clip (docs/method.md §7).
 
     Args:
         mode_map: map M = G ⊙ x of one image.

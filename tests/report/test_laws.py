@@ -107,7 +107,7 @@ def test_growth_with_depth_is_a_matter_of_rank(hoyer: Series, components: Series
         ([0.98, 0.5, 0.02], HOLDS),
         ([0.6, 0.3, 0.1], PARTLY),
         ([0.9, 0.7, 0.5], PARTLY),
-        ([0.03, -0.1, -0.25], FAILS),  # small throughout, as METHOD reports for digits
+        ([0.03, -0.1, -0.25], FAILS),  # small throughout, as the paper reports for digits
         ([0.0, 0.5, 0.9], FAILS),
         ([0.9, 0.0], UNKNOWN),
     ],
