@@ -1,8 +1,8 @@
 """The findings of contribution decomposition by block, of one extraction or of several side by side.
 
 Of each block's contributions and activations, over all images of the store: median Hoyer sparsity, principal components
-that hold 90 % of the variance of the class means, and median E/I correlation (docs/method.md §4); beside them the median
-relative residual of completeness, which says how far the contributions can be trusted.
+that hold 90 % of the variance of the class means, and median E/I correlation (docs/method.md §4); beside them the
+median relative residual of completeness, which says how far the contributions can be trusted.
 """
 
 import json

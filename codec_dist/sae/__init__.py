@@ -1,4 +1,4 @@
-"""Sparse autoencoders: architectures behind one interface, their files, and their held-out metrics (docs/method.md §3)."""
+"""Sparse autoencoders: architectures behind one interface, their files and held-out metrics (docs/method.md §3)."""
 
 from codec_dist.sae.arithmetic import ALONE, Group
 from codec_dist.sae.base import ARCHITECTURES, Loss, SparseAutoencoder, build
