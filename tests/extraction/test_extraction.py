@@ -140,7 +140,7 @@ def test_neither_actors_nor_order_nor_prefetch_nor_form_of_the_store_change_the_
             super().enter(receipt)
             serials.add(receipt.actor)
             # The first to start does not run away with all shards before the others are there.
-            ray.get([actor.starting for actor in coordinator._actors if actor.starting is not None])
+            ray.get([each.loading for each in coordinator._handles.values() if each.loading is not None])
 
     coordinator = Coordinator(plan, shards, Waits(0.0, shards, {}, None), "cpu")
     assert coordinator.run(order) == []
