@@ -14,7 +14,7 @@ import torch
 
 from codec_dist.attribution import relative_residual
 from codec_dist.statistics import LayerStatistics
-from codec_dist.store import ContributionStore, find_store
+from codec_dist.store import ContributionStore, StoreError, find_store
 
 UNRELATED = {"device", "optimizations", "microbatch"}
 """Settings of a store that say nothing about the method."""
@@ -27,6 +27,9 @@ COLUMNS = ("residual", "Hoyer c", "Hoyer a", "comp. c", "comp. a", "E/I c", "E/I
 def compare(places: Sequence[str]) -> int:
     """Print a table of the findings in run folders or stores, block by block, and one JSON line."""
     stores = {place: ContributionStore(find_store(place)) for place in places}
+    for place, store in stores.items():
+        if not len(store):
+            raise StoreError(f"{place} holds no images yet: run `codec-dist extract` until it is complete")
     findings = {place: {layer: measure(store, layer) for layer in store.layers} for place, store in stores.items()}
     for number, (place, store) in enumerate(stores.items(), 1):
         print(f"{number}: {place}, {len(store):,} images, {_described(store)}")
