@@ -110,7 +110,7 @@ class LayerModes:
         return (self.correlation > self.threshold).any(dim=0)
 
     def specificity(self) -> Specificity:
-        """How few classes each mode speaks of."""
+        """How few classes each mode correlates with."""
         return specificity(self.correlation)
 
     def coverage(self) -> Coverage:
@@ -206,7 +206,7 @@ def _top_modes(select: Tensor, evaluate: Tensor, count: int) -> list[TopMode]:
     return [TopMode(mode, float(select[mode]), float(evaluate[mode])) for mode in order]
 
 
-# ---- How few classes a mode speaks of, and how well classes and modes are covered
+# ---- How few classes a mode correlates with, and how well classes and modes are covered
 
 
 def specificity(correlation: Float[Tensor, "classes modes"]) -> Specificity:

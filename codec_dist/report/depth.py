@@ -93,13 +93,13 @@ def mode_figures(data: RunData) -> list[Figure]:
     figures = []
     bars, rows = _count_bars(data)
     if bars:
-        chart = bar_chart(bars, Axis("modes"), label="Modes by layer: all, alive, and those that speak of a class")
-        columns = ["layer", "quantity", "modes", "alive", "speak of a class"]
+        chart = bar_chart(bars, Axis("modes"), label="Modes by layer: all, alive, and class-correlated")
+        columns = ["layer", "quantity", "modes", "alive", "class-correlated"]
         caption = (
             "All modes of each dictionary (pale), those that fire at least once (medium), and those whose "
             "loading correlates with a class above the threshold (full)."
         )
-        figures.append(Figure("Modes that live, and modes that speak", caption, chart, Table(columns, rows)))
+        figures.append(Figure("Alive and class-correlated modes", caption, chart, Table(columns, rows)))
     lines = [
         _single(
             data, data.layer_counts, kind, "median_top_correlation", f"{kind} {UNIT_NAMES[unit]}",
@@ -233,7 +233,7 @@ def _count_bars(data: RunData) -> tuple[list[tuple[str, list[Bar]]], list[list[s
             if row is None:
                 continue
             amounts = [row["modes"], row["alive"], row["modes_above_threshold"]]
-            note = f"{layer}, {quantity}: {amounts[0]} modes, {amounts[1]} alive, {amounts[2]} speak of a class"
+            note = f"{layer}, {quantity}: {amounts[0]} modes, {amounts[1]} alive, {amounts[2]} class-correlated"
             of_layer.append(Bar(_style(quantity), amounts, note))
             rows.append([layer, quantity, *map(number, amounts)])
         if of_layer:

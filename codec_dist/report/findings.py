@@ -145,8 +145,8 @@ def headlines(data: RunData) -> list[Headline]:
     counts = [row for row in data.layer_counts if (row["quantity"], row["unit"]) == (POSITIVE, "mode")]
     if counts:
         alive, modes = sum(row["alive"] for row in counts), sum(row["modes"] for row in counts)
-        speaking = sum(row["modes_above_threshold"] for row in counts)
-        found.append(Headline(f"{alive:,}", "alive contribution modes", f"of {modes:,}; {speaking:,} speak of a class"))
+        correlated = sum(row["modes_above_threshold"] for row in counts)
+        found.append(Headline(f"{alive:,}", "alive contribution modes", f"of {modes:,}; {correlated:,} class-correlated"))
     found += _best_ablation(data)
     return found
 

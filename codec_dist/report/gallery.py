@@ -1,4 +1,4 @@
-"""The gallery of modes: pictures beside their maps, what a mode speaks of, and its top channels."""
+"""The gallery of modes: pictures beside their maps, the class that a mode correlates with, and its top channels."""
 
 import base64
 import io

@@ -75,7 +75,7 @@ def test_page_shows_the_headline_numbers(make_run: Any) -> None:
     assert "87.5 %" in page.text
     assert "0.80" in page.text  # median EV of .9, .8, .7
     assert "−0.40" in page.text  # best relative AUC
-    assert "9 of 12; 6 speak of a class" in page.text.replace("alive contribution modes 9", "9")
+    assert "9 of 12; 6 class-correlated" in page.text.replace("alive contribution modes 9", "9")
 
 
 def test_every_section_is_there_in_order(make_run: Any) -> None:
@@ -161,7 +161,7 @@ def test_what_a_stage_has_not_made_is_left_out_with_the_command_that_makes_it(ma
 
 def test_modes_without_pictures_are_shown_by_their_numbers(make_run: Any) -> None:
     page = Page(build(make_run(stages=["extract", "train", "summarize"])))
-    assert "Mode 2 speaks of two r = 0.70" in page.text
+    assert "Mode 2 class two r = 0.70" in page.text
     assert not [tag for tag, _ in page.elements if tag == "img"]
 
 
@@ -243,7 +243,7 @@ def test_images_without_labels_are_reported_without_what_is_about_classes(make_r
     for reason in (
         "so the model's accuracy is not known",
         "the dimensionality of class means is not defined",
-        "no mode can speak of a class",
+        "no mode is class-correlated",
         "There are no pictures: a map explains a class, and no image of the evaluate part has a label",
         "There are no causal tests: they compare accuracies of classes, and no image of the evaluate part has a label",
         "Not defined here: it is about classes",
@@ -251,7 +251,7 @@ def test_images_without_labels_are_reported_without_what_is_about_classes(make_r
         assert reason in page.text
     assert not any(command in page.text for _, command in COMMANDS.values())  # nothing is left to be run
     assert "model accuracy" not in page.text
-    assert "9 of 12; 0 speak of a class" in page.text.replace("alive contribution modes 9", "9")
+    assert "9 of 12; 0 class-correlated" in page.text.replace("alive contribution modes 9", "9")
     assert "Contributions are sparser than activations at every layer The median" in page.text
     assert "model accuracy" not in str(findings(run.directory))
 
@@ -291,7 +291,7 @@ def test_results_in_an_earlier_format_are_left_out_with_the_command_that_makes_t
     text = Page(build(run)).text
     assert "There are results of intervene , but of an earlier version" in text
     assert "codec-dist intervene" in text
-    assert "relative ablation AUC" not in text.partition("Causal tests")[0].partition("Do the laws")[0]
+    assert "relative ablation AUC" not in text.partition("Causal tests")[0].partition("Findings of the paper")[0]
     assert "an earlier version: intervene" in str(findings(run.directory))
 
 
