@@ -146,7 +146,8 @@ def headlines(data: RunData) -> list[Headline]:
     if counts:
         alive, modes = sum(row["alive"] for row in counts), sum(row["modes"] for row in counts)
         correlated = sum(row["modes_above_threshold"] for row in counts)
-        found.append(Headline(f"{alive:,}", "alive contribution modes", f"of {modes:,}; {correlated:,} class-correlated"))
+        remark = f"of {modes:,}; {correlated:,} class-correlated"
+        found.append(Headline(f"{alive:,}", "alive contribution modes", remark))
     found += _best_ablation(data)
     return found
 
