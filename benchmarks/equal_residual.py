@@ -27,6 +27,8 @@ from codec_dist.attribution import (
 STEPS = (6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128, 192, 256, 384)
 TOLERANCES = (0.3, 0.2, 0.15, 0.12, 0.1, 0.07, 0.05, 0.035, 0.025, 0.02, 0.015, 0.01, 0.007, 0.005)
 ADAPTIVE_START, ADAPTIVE_MOST = 6, 400
+MOST_LEARNED = 64
+"""Steps for which the dense path has points enough."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def _ladders(errors: IntervalErrors) -> dict[str, Iterator[tuple[str, Integrated
     first = learned(ADAPTIVE_START)
     return {
         "uniform": ((f"S = {steps}", IntegratedGradients(steps, points="uniform")) for steps in STEPS),
-        "learned": ((f"S = {steps}", learned(steps)) for steps in STEPS),
+        "learned": ((f"S = {steps}", learned(steps)) for steps in STEPS if steps <= MOST_LEARNED),
         "adaptive": ((f"tolerance {tolerance:g}", adaptive(tolerance)) for tolerance in TOLERANCES),
     }
 
