@@ -189,20 +189,22 @@ print(json.dumps([stream(Path(run)) for run in sys.argv[1:]]))
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read from Linux's /proc")
 def test_memory_of_streaming_does_not_grow_with_the_store(make_run: Callable[..., Path]) -> None:
-    runs = [make_run(layers={"wide": 512}, shard_sizes=(300,) * shards, name=f"of-{shards}") for shards in (5, 6, 120)]
+    runs = [make_run(layers={"wide": 512}, shard_sizes=(300,) * shards, name=f"of-{shards}") for shards in (5, 6, 50)]
+    # Freed arrays go back to the system at once, so that the peak is what is held, however busy the machine is.
+    exact = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(
         [sys.executable, "-c", STREAM, *map(str, runs)],
         capture_output=True,
         text=True,
         check=True,
         cwd=Path(__file__).parents[2],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"},
+        env=os.environ | exact,
     )
     _, small, large = json.loads(done.stdout)  # the first one warms up
-    assert large["seen"] == 2 * 120 * 180
+    assert large["seen"] == 2 * 50 * 180
     assert small["seen"] == 2 * 6 * 180
-    assert large["bytes"] > 72e6
+    assert large["bytes"] > 30e6
     # The rows of the calibration are at most 8 MB, twice while they are put together; the reservoir has 1 MiB and a
-    # chunk 0.6 MB, of which a few are read ahead. On a busy machine 33 MB were seen: what is freed late is taken twice.
-    assert small["grown"] < 48e6
-    assert large["grown"] < 48e6
+    # chunk 0.6 MB, of which a few are read ahead.
+    assert small["grown"] < 24e6
+    assert large["grown"] < 24e6
