@@ -116,7 +116,7 @@ def test_verify_and_repair_work_in_a_bucket(remote):
     assert [(fault.kind, fault.shard_number) for fault in found.faults] == [
         ("chunk", 1),
         ("chunk", 2),
-        ("foreign", None),
+        ("unexpected", None),
     ]
     assert repair_store(remote.path, found) == [1, 2]
     assert Ledger(remote.path).pending() == [1, 2]
