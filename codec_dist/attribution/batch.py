@@ -83,8 +83,8 @@ class BatchTotals:
         for key, reduction in self.settings.reductions.items():
             if str(key) in channels:
                 values = self.contributions.totals[0][key.site].values()
-                chosen = reduction.arrange(values)[:, list(channels[str(key)])]
-                found[str(key)] = chosen.unflatten(2, reduction.positions(values))
+                selected = reduction.arrange(values)[:, list(channels[str(key)])]
+                found[str(key)] = selected.unflatten(2, reduction.positions(values))
         for layer, values in found.items():
             if not values.isfinite().all():
                 samples = (~values.flatten(1).isfinite().all(dim=1)).nonzero().flatten().tolist()

@@ -287,10 +287,10 @@ class Attributor:
         self._calibrate(images, labels)
         if missing := [layer for layer in channels if layer not in self.layers]:
             raise AttributionError(f"maps of layer {missing[0]!r}: this engine explains {', '.join(self.layers)}")
-        for layer, chosen in channels.items():
+        for layer, selected in channels.items():
             known = self._explained.channels[layer]
-            if not chosen or not 0 <= min(chosen) <= max(chosen) < known:
-                raise AttributionError(f"maps of channels {list(chosen)} of layer {layer}: it has {known}, from 0")
+            if not selected or not 0 <= min(selected) <= max(selected) < known:
+                raise AttributionError(f"maps of channels {list(selected)} of layer {layer}: it has {known}, from 0")
         parts = self._batches(images, labels, lambda evaluation, totals, first: totals.maps(channels))
         return {layer: torch.cat([part[layer] for part in parts]) for layer in channels}
 

@@ -31,8 +31,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     # The CPU's allocator and the libraries of a GPU have no class of their own.
-    told = isinstance(error, RuntimeError) and tells_of_failed_allocation(str(error))
-    return told or (error.__cause__ is not None and is_out_of_memory(error.__cause__))
+    recognised = isinstance(error, RuntimeError) and tells_of_failed_allocation(str(error))
+    return recognised or (error.__cause__ is not None and is_out_of_memory(error.__cause__))
 
 
 def check_budget(memory: object) -> None:

@@ -134,8 +134,8 @@ def measure_intervals(
         image = images[number : number + 1]
         label = None if labels is None else labels[number : number + 1]
         evaluation.begin(image, label)
-        one = start[number : number + 1] if len(start) > 1 else start
-        found = [_of_path(path) for path in _paths(evaluation, image, one, fractions, sites, kept_bytes)]
+        single = start[number : number + 1] if len(start) > 1 else start
+        found = [_of_path(path) for path in _paths(evaluation, image, single, fractions, sites, kept_bytes)]
         errors.append(torch.stack([each for each, _ in found]))
         changes.append(torch.stack([change for _, change in found]))
     names = list(sites.values()) or ["input"]

@@ -125,12 +125,12 @@ def choose_from(errors: IntervalErrors, method: IntegratedGradients) -> PathChoi
         return _learn(errors, method.steps)
     measured: list[tuple[int, float]] = []
     for steps in LEARNED_LADDER:
-        chosen = _learn(errors, steps)
-        measured.append((steps, chosen.residual))
-        if chosen.residual < method.tolerance:
+        choice = _learn(errors, steps)
+        measured.append((steps, choice.residual))
+        if choice.residual < method.tolerance:
             # The dense path does not hold as many uniform points, which would be compared.
-            return replace(chosen, uniform=None, measured=tuple(measured), tolerance=method.tolerance)
-    raise _not_reached(steps, chosen.residual, chosen.layer, method.tolerance)
+            return replace(choice, uniform=None, measured=tuple(measured), tolerance=method.tolerance)
+    raise _not_reached(steps, choice.residual, choice.layer, method.tolerance)
 
 
 def _learn(errors: IntervalErrors, steps: int) -> PathChoice:

@@ -185,7 +185,8 @@ def _flat(tensor: Tensor, like: Tensor) -> Tensor | None:
     width = like[0].numel()
     sizes, strides = (tensor.shape[1:], tensor.stride()[1:])
     same = sizes == like.shape[1:] and all(
-        size == 1 or mine == its for size, mine, its in zip(sizes, strides, like.stride()[1:])
+        size == 1 or own_stride == wanted_stride
+        for size, own_stride, wanted_stride in zip(sizes, strides, like.stride()[1:])
     )
     if not same or not _is_dense(sizes, strides):
         return None

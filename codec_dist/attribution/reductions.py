@@ -69,7 +69,7 @@ def make_reduction(model: nn.Module, key: LayerKey, traced: Traced | None = None
     Args:
         model: the model.
         key: the layer.
-        traced: what a forward pass told of the layer; without it the channels of unknown modules come first, and
+        traced: what a forward pass showed of the layer; without it the channels of unknown modules come first, and
             class and patch tokens cannot be had.
 
     Raises:

@@ -222,8 +222,8 @@ class SelfCheck:
         least = excesses(0)
         for number in range(1, INPUTS):
             if any(excess > 1 for excess, _ in least):
-                least = [min(pair, key=lambda one: one[0]) for pair in zip(least, excesses(number), strict=True)]
-        excess, worst = max(least, key=lambda one: one[0])
+                least = [min(pair, key=lambda entry: entry[0]) for pair in zip(least, excesses(number), strict=True)]
+        excess, worst = max(least, key=lambda entry: entry[0])
         return worst if excess > 1 else None
 
     def _repeated(self, seed: int) -> tuple[Difference | None, bool]:

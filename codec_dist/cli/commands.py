@@ -111,7 +111,7 @@ def store_verify(arguments: argparse.Namespace) -> int:
     with Lease(location):
         redo = repair_store(location, found)
     print(f"repaired  {len(redo):,} shard{'s' if len(redo) != 1 else ''} to do again with `codec-dist extract`")
-    return 0 if all(fault.kind != "unexpected" for fault in found.faults) else 1
+    return 0 if all(problem.kind != "unexpected" for problem in found.problems) else 1
 
 
 def store_import(arguments: argparse.Namespace) -> None:

@@ -39,11 +39,11 @@ def orderly_interruption() -> Iterator[Interruption]:
 
     before = {number: signal.getsignal(number) for number in STOPPING_SIGNALS}
     # A signal that is ignored (SIGINT in the background of a shell) stays so.
-    ours = [number for number in STOPPING_SIGNALS if before[number] not in (signal.SIG_IGN, None)]
-    for number in ours:
+    handled = [number for number in STOPPING_SIGNALS if before[number] not in (signal.SIG_IGN, None)]
+    for number in handled:
         signal.signal(number, stop)
     try:
         yield found
     finally:
-        for number in ours:
+        for number in handled:
             signal.signal(number, before[number])

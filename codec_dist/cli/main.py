@@ -1,4 +1,4 @@
-"""From the words of a command line to one call, and from any fault to one line and an exit code."""
+"""From the words of a command line to one call, and from any error to one line and an exit code."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ GOES_ON = "the same command goes on where it stopped"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code.
 
-    0: everything asked was done. 1: a fault of the software. 2: bad input, named in one line on stderr.
+    0: everything requested was done. 1: an error in the software. 2: bad input, named in one line on stderr.
     130: interrupted by Ctrl-C. 143: ended by SIGTERM, as from Slurm, `timeout` or `ray job stop`.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)

@@ -86,10 +86,10 @@ def _left_out(index: ShardIndex, source: object) -> Iterator[str]:
 
 
 def _unusable(index: ShardIndex) -> Iterator[str]:
-    total = index.findings.unusable.total if index.findings is not None else index.fault_count
+    total = index.findings.unusable.total if index.findings is not None else index.problem_count
     if total:
-        shard = next((shard for shard in index.shards if shard.faults), None)
-        first = f", first number {shard.faults[0][0]} in {shard.name}: {shard.faults[0][1]}" if shard else ""
+        shard = next((shard for shard in index.shards if shard.problems), None)
+        first = f", first number {shard.problems[0][0]} in {shard.name}: {shard.problems[0][1]}" if shard else ""
         yield f"{total:,} samples cannot be used by their keys and labels alone{first}"
     if index.findings is not None:
         yield from (f"  {line}" for line in index.findings.unusable.lines())

@@ -1,5 +1,6 @@
 """The sections of a config. The text under each field is also its help on the command line."""
 
+import logging
 import re
 import unicodedata
 from collections.abc import Callable
@@ -296,7 +297,7 @@ class TrainingSettings(Section):
     """Arithmetic of matrix products on CUDA (`bfloat16`: by autocast, weights stay float32); CPUs use float32."""
     divide: bool = False
     """Spread the dictionary over the ranks, which then all see the same rows: for dictionaries beyond one device
-    (not with `sae.spread: bundles`)."""
+    (not with `sae.spread: saes`)."""
 
 
 class SaeGroup(Section):
@@ -338,10 +339,21 @@ class SaeSection(Section):
     """How many times during training the held-out metrics are computed and logged."""
     checkpoints: Count = 5
     """How many times during training a state to resume from is written."""
-    spread: Literal["rows", "bundles"] = "rows"
+    spread: Literal["rows", "saes"] = "rows"
     """What the ranks divide: the rows of every batch, or the layers and quantities, each trained by one rank."""
     selection: SelectionSettings = SelectionSettings()
     """Which of several SAEs of a layer and quantity later stages use."""
+
+    @field_validator("spread", mode="before")
+    @classmethod
+    def _renamed(cls, value: object) -> object:
+        """The name of earlier versions, for one more."""
+        if value != "bundles":
+            return value
+        logging.getLogger(__name__).warning(
+            "sae.spread: `bundles` is called `saes` now; the old name goes with the next version"
+        )
+        return "saes"
 
 
 class ModesSection(Section):

@@ -83,8 +83,8 @@ def parse_config(values: Mapping[str, Any], source: str = "config") -> Config:
     except ValidationError as error:
         details = error.errors()
         # An unknown key is the likelier cause of a missing one, so it is named first.
-        first = next((one for one in details if one["type"] == "extra_forbidden"), details[0])
-        more = f" (and {len(details) - 1} more faults)" if len(details) > 1 else ""
+        first = next((entry for entry in details if entry["type"] == "extra_forbidden"), details[0])
+        more = f" (and {len(details) - 1} more problems)" if len(details) > 1 else ""
         raise ConfigError(f"{source}: {_explain(first)}{more}") from error
 
 

@@ -60,10 +60,10 @@ def _check_own(config: Config, directory: Path) -> None:
         "model.spec": (config.model.spec, packaged.model.spec),
         "model.weights": (config.model.weights, packaged.model.weights),
     }
-    for key, (asked, made) in own.items():
-        if asked != made:
+    for key, (requested, made) in own.items():
+        if requested != made:
             raise ConfigError(
-                f"the demo makes its own {key} ({made}): for {asked}, write a config and `codec-dist run` it"
+                f"the demo makes its own {key} ({made}): for {requested}, write a config and `codec-dist run` it"
             )
 
 

@@ -36,7 +36,7 @@ HUNG, BROKEN, NOT_STARTED = "hung", "unfit after an error", "could not start"
 
 
 class Listener(Protocol):
-    """Is told what happens, as it happens."""
+    """Called with what happens, as it happens."""
 
     def enter(self, receipt: Receipt) -> None:
         """A shard is finished."""
@@ -67,9 +67,9 @@ class Coordinator:
     """Carries out what a :class:`ShardScheduler` decides, with Ray actors; a Ray session must be open.
 
     Args:
-        plan: what every actor is told.
+        plan: what every actor needs to know.
         shards: the shards by number.
-        listener: told of each finished shard, in the order in which they end, and of failures.
+        listener: called with each finished shard, in the order in which they end, and of failures.
         device: ``cuda`` or ``cpu``, of every actor.
         check: called every second or so; raises what must end the run.
     """

@@ -30,7 +30,7 @@ from codec_dist.store import (
 from codec_dist.tracking import Tracker
 from codec_dist.utils import Progress
 
-# How many shards, or faults, a message names.
+# How many shards, or problems, a message names.
 NAMED = 3
 
 
@@ -147,10 +147,10 @@ def mend_store(store: str | Path, *, full: bool) -> Verification:
     if found.ok:
         return found
     redo = repair_store(store, found)
-    named = "; ".join(f"{fault.where}: {fault.found}" for fault in found.faults[:NAMED])
-    more = f"; and {len(found.faults) - NAMED:,} more" if len(found.faults) > NAMED else ""
+    named = "; ".join(f"{problem.where}: {problem.found}" for problem in found.problems[:NAMED])
+    more = f"; and {len(found.problems) - NAMED:,} more" if len(found.problems) > NAMED else ""
     sys.stderr.write(
-        f"extract: {len(found.faults):,} faults in the store {store}, {len(redo):,} shards are done again: "
+        f"extract: {len(found.problems):,} problems in the store {store}, {len(redo):,} shards are done again: "
         f"{named}{more}\n"
     )
     return found

@@ -57,10 +57,10 @@ def choose_probe(plan: Plan, shards: Sequence[ShardInfo]) -> tuple[ProbePart, ..
     if not available:
         raise ExtractionError(f"no image of {plan.location} is of the fit part: check data.split")
     random = np.random.default_rng(derive_seed(config.run.seed, "path points"))
-    chosen = [available[place] for place in sorted(random.permutation(len(available))[:PROBE_SHARDS])]
-    each = -(-PROBE_IMAGES // len(chosen))
+    selected = [available[place] for place in sorted(random.permutation(len(available))[:PROBE_SHARDS])]
+    each = -(-PROBE_IMAGES // len(selected))
     return tuple(
-        ProbePart(shard, frozenset(random.permutation(sorted(keys[shard.name]))[:each].tolist())) for shard in chosen
+        ProbePart(shard, frozenset(random.permutation(sorted(keys[shard.name]))[:each].tolist())) for shard in selected
     )
 
 

@@ -48,7 +48,7 @@ TRIED_SAMPLES = 100
 
 @dataclass(frozen=True)
 class Plan:
-    """What every actor is told; small and plain, so that it travels as a value."""
+    """What every actor gets; small and plain, so that it travels as a value."""
 
     config: Config
     location: str
@@ -253,7 +253,7 @@ def build_attributor(
         activations=section.activations,
         gradients=section.gradients,
         microbatch=microbatch if section.microbatch == "auto" else section.microbatch,
-        # On a CPU other batches may give other last bits, and the fault is passing: another actor tries again.
+        # On a CPU other batches may give other last bits, and the error may pass: another actor tries again.
         halve=any(parameter.is_cuda for parameter in loaded.module.parameters()) and not section.deterministic,
         fold_batchnorm=section.fold_batchnorm,
         channels_last=section.channels_last,

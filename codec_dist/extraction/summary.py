@@ -74,7 +74,7 @@ class _ActorAccount:
 
 
 class Account:
-    """Counts what is done; told of every receipt, failed attempt and lost actor, and tells the user and the tracker.
+    """Counts what is done; gets every receipt, failed attempt and lost actor, and reports to the user and the tracker.
 
     Args:
         max_bad_fraction: limit of dropped samples.

@@ -96,7 +96,7 @@ class Failure:
 
     reason: str
     broken: bool = False
-    """Not a fault of the shard that is understood: the actor may be unfit for others, too."""
+    """Not an error of the shard that is understood: the actor may be unfit for others, too."""
     full: bool = False
     """There is no space left for the store: no other shard can be done either."""
 
@@ -261,7 +261,7 @@ class ShardWorker:
             try:
                 result = self._attributor(part.images, part.labels)
             except NotFiniteError as error:
-                # The cause is told of the first only; each of the others may have its own.
+                # The cause is reported for the first only; each of the others may have its own.
                 bad = sorted(set(error.samples))
                 reasons = [cause_of(error), *[NOT_FINITE] * (len(bad) - 1)]
                 dropped += [Dropped(part.positions[i], part.keys[i], reason) for i, reason in zip(bad, reasons)]

@@ -41,16 +41,20 @@ def ablate(model: nn.Module, layer: str, channels: ChannelNumbers) -> Iterator[N
 @contextmanager
 def preserve(model: nn.Module, layer: str, channels: ChannelNumbers) -> Iterator[None]:
     """While open, all *other* channels of a layer are zero. Otherwise as :func:`ablate`."""
-    chosen = _numbers(layer, channels)
-    with _edit(model, layer, chosen, lambda count: _factors(count, chosen, inside=1.0, outside=0.0), torch.mul, 1.0):
+    selected = _numbers(layer, channels)
+    with _edit(
+        model, layer, selected, lambda count: _factors(count, selected, inside=1.0, outside=0.0), torch.mul, 1.0
+    ):
         yield
 
 
 @contextmanager
 def scale(model: nn.Module, layer: str, channels: ChannelNumbers, factor: float) -> Iterator[None]:
     """While open, the chosen channels of a layer are multiplied by ``factor``. Otherwise as :func:`ablate`."""
-    chosen = _numbers(layer, channels)
-    with _edit(model, layer, chosen, lambda count: _factors(count, chosen, inside=factor, outside=1.0), torch.mul, 1.0):
+    selected = _numbers(layer, channels)
+    with _edit(
+        model, layer, selected, lambda count: _factors(count, selected, inside=factor, outside=1.0), torch.mul, 1.0
+    ):
         yield
 
 
@@ -154,7 +158,7 @@ def resolve_layer(model: nn.Module, layer: str) -> LayerKey:
 def _edit(
     model: nn.Module,
     layer: str,
-    chosen: list[int],
+    selected: list[int],
     values: Callable[[int], Tensor],
     combine: Callable[[Tensor, Tensor], Tensor],
     elsewhere: float,
@@ -169,8 +173,8 @@ def _edit(
         if layout.learning:
             return hidden
         count = layout.count(hidden)
-        if chosen and max(chosen) >= count:
-            raise InterventionError(f"channel {max(chosen)} of {layer} does not exist: it has {count} channels (0 …)")
+        if selected and max(selected) >= count:
+            raise InterventionError(f"channel {max(selected)} of {layer} does not exist: it has {count} channels (0 …)")
         per_channel = values(count).to(hidden.device, hidden.dtype)[None]
         return combine(hidden, layout.spread(per_channel, hidden, elsewhere))
 
@@ -182,9 +186,9 @@ def _edit(
         handle.remove()
 
 
-def _factors(count: int, chosen: list[int], *, inside: float, outside: float) -> Float[Tensor, "channels"]:
+def _factors(count: int, selected: list[int], *, inside: float, outside: float) -> Float[Tensor, "channels"]:
     factors = torch.full((count,), outside, dtype=torch.float64)
-    factors[chosen] = inside
+    factors[selected] = inside
     return factors
 
 

@@ -144,18 +144,18 @@ def choose_off_targets(
         raise InterventionError(
             f"{count} off-target classes out of {len(known)}: two classes and one choice are needed"
         )
-    chosen = {}
+    selected = {}
     for target in known if targets is None else sorted(set(targets)):
         others = [other for other in known if other != target]
         places = {other: derive_seed(seed, "off-target", target, other) for other in others}
-        chosen[target] = tuple(sorted(sorted(others, key=places.__getitem__)[:count]))
-    return chosen
+        selected[target] = tuple(sorted(sorted(others, key=places.__getitem__)[:count]))
+    return selected
 
 
 def choose_targets(classes: Sequence[int], count: int | None, seed: int) -> tuple[int, ...]:
     """At most ``count`` random classes (None: all), ascending; a missing class changes no choice but its own."""
     known = sorted(set(classes))
-    return tuple(sorted(sorted(known, key=lambda one: derive_seed(seed, "target", one))[:count]))
+    return tuple(sorted(sorted(known, key=lambda label: derive_seed(seed, "target", label))[:count]))
 
 
 def rank_channels(mode: Float[Tensor, "channels"] | Float[np.ndarray, "channels"]) -> Int[np.ndarray, "channels"]:

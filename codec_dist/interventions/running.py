@@ -290,11 +290,11 @@ def _pack_masks(conditions: Sequence[Condition]) -> UInt8[np.ndarray, "condition
         order = group[0].order
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
-        chosen = place < np.array([condition.count for condition in group])[:, None]
+        kept = place < np.array([condition.count for condition in group])[:, None]
         ablated, preserved = (
             np.array([condition.kind == kind for condition in group])[:, None] for kind in (ABLATE, PRESERVE)
         )
-        packed.append(np.packbits(np.where(chosen, ~ablated, ~preserved), axis=1))
+        packed.append(np.packbits(np.where(kept, ~ablated, ~preserved), axis=1))
     return np.concatenate(packed)
 
 

@@ -206,8 +206,8 @@ def _bootstrap(of_subjects: Float[np.ndarray, "roles subjects"], seed: int) -> t
     count = of_subjects.shape[1]
     if count < 2:
         return None, None
-    chosen = np.random.default_rng(seed).integers(0, count, (BOOTSTRAP_RESAMPLES, count))
-    found = _of_means(of_subjects[:, chosen])
+    selected = np.random.default_rng(seed).integers(0, count, (BOOTSTRAP_RESAMPLES, count))
+    found = _of_means(of_subjects[:, selected])
     found = found[np.isfinite(found)]
     low, high = np.quantile(found, INTERVAL).tolist() if len(found) else (None, None)
     return low, high

@@ -75,30 +75,32 @@ def resolve_layers(model: nn.Module, patterns: Sequence[str]) -> tuple[LayerKey,
 
 
 def _expand(model: nn.Module, pattern: str, names: Iterable[str]) -> list[LayerKey]:
-    asked = LayerKey.parse(pattern)
-    if asked.module in PRESETS:
-        keys = [_combine(key, asked, pattern) for key in PRESETS[asked.module](model)]
+    requested = LayerKey.parse(pattern)
+    if requested.module in PRESETS:
+        keys = [_combine(key, requested, pattern) for key in PRESETS[requested.module](model)]
         if keys:
             return keys
-        if asked.module not in names:
-            raise ModelError(f"the preset {asked.module!r} finds nothing in {type(model).__name__}: {_examples(model)}")
-    if any(character in asked.module for character in "*?["):
-        parts = asked.module.split(".")
+        if requested.module not in names:
+            raise ModelError(
+                f"the preset {requested.module!r} finds nothing in {type(model).__name__}: {_examples(model)}"
+            )
+    if any(character in requested.module for character in "*?["):
+        parts = requested.module.split(".")
         matching = [name for name, _ in model.named_modules() if name and _matches(parts, name.split("."))]
     else:
-        matching = [asked.module] if asked.module in names else []
+        matching = [requested.module] if requested.module in names else []
     if not matching:
-        known = suggestion(asked.module, [*filter(None, names), *PRESETS])
-        raise ModelError(f"{type(model).__name__} has no layer {asked.module!r}: {known}")
-    return [replace(asked, module=name) for name in matching]
+        known = suggestion(requested.module, [*filter(None, names), *PRESETS])
+        raise ModelError(f"{type(model).__name__} has no layer {requested.module!r}: {known}")
+    return [replace(requested, module=name) for name in matching]
 
 
-def _combine(found: LayerKey, asked: LayerKey, pattern: str) -> LayerKey:
-    if found.reduction and asked.reduction:
+def _combine(found: LayerKey, requested: LayerKey, pattern: str) -> LayerKey:
+    if found.reduction and requested.reduction:
         raise ModelError(
-            f"layer key {pattern!r}: the preset {asked.module!r} has its own reduction {found.reduction!r}"
+            f"layer key {pattern!r}: the preset {requested.module!r} has its own reduction {found.reduction!r}"
         )
-    return LayerKey(found.module, found.at_input or asked.at_input, found.reduction or asked.reduction)
+    return LayerKey(found.module, found.at_input or requested.at_input, found.reduction or requested.reduction)
 
 
 def _matches(pattern: list[str], name: list[str]) -> bool:

@@ -59,7 +59,7 @@ class Preprocessing:
             if value not in known:
                 raise ModelError(f"preprocessing: the {name} {value!r} is not known: use {', '.join(known)}")
         if self.channels not in (1, 3):
-            raise ModelError(f"preprocessing: {self.channels} channels are asked: images have 1 (grey) or 3 (RGB)")
+            raise ModelError(f"preprocessing: {self.channels} channels are requested: images have 1 (grey) or 3 (RGB)")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.channels:
                 raise ModelError(f"preprocessing: {name} has {len(values)} values for {self.channels} channels")

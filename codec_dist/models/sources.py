@@ -85,8 +85,8 @@ def _from_torchvision(name: str, section: ModelSection) -> Source:
             return Metadata(from_torchvision(found[0].transforms()), f"{found[0]}, recognised by {found[1]}")
         if not sets:
             return Metadata(None, "")
-        chosen = weights if section.weights_kind == "set" else sets["DEFAULT"]
-        return Metadata(from_torchvision(chosen.transforms()), str(chosen))
+        selected = weights if section.weights_kind == "set" else sets["DEFAULT"]
+        return Metadata(from_torchvision(selected.transforms()), str(selected))
 
     return Source(module, metadata, options)
 

@@ -51,9 +51,9 @@ def load_weights(model: nn.Module, path: Path, name: str) -> tuple[str, ...]:
         for key, given, wanted in common
         if not key.endswith(UNUSED) and not _fits(given, wanted)
     ]
-    faults = [
-        f"{fault} {keys[0]}" + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
-        for fault, keys in (
+    problems = [
+        f"{problem} {keys[0]}" + (f" and {len(keys) - 1} more" if len(keys) > 1 else "")
+        for problem, keys in (
             ("missing", missing),
             ("unexpected", unexpected),
             ("misshaped", misshaped),
@@ -61,8 +61,8 @@ def load_weights(model: nn.Module, path: Path, name: str) -> tuple[str, ...]:
         )
         if keys
     ]
-    if faults:
-        raise ModelError(f"the weights {path} do not fit {name}: {printable('; '.join(faults))}")
+    if problems:
+        raise ModelError(f"the weights {path} do not fit {name}: {printable('; '.join(problems))}")
     model.load_state_dict(found, strict=False)
     return (f"the prefix {prefix!r} of all names in {path} is left out",) if prefix else ()
 

@@ -1,4 +1,4 @@
-"""Faults in what a mode summary is asked for."""
+"""Errors in what a mode summary is asked for."""
 
 from codec_dist.utils import CodecError
 

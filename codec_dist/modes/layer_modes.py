@@ -169,8 +169,8 @@ class LayerModes:
         self._check_mode(mode)
         if self.top_images is None:
             return []
-        chosen = self.top_images.filter(pc.equal(self.top_images["mode"], mode))
-        rows: list[dict[str, object]] = chosen.drop_columns("mode").sort_by("rank").to_pylist()
+        selected = self.top_images.filter(pc.equal(self.top_images["mode"], mode))
+        rows: list[dict[str, object]] = selected.drop_columns("mode").sort_by("rank").to_pylist()
         return rows
 
     def _class_index(self, target: int | str) -> int:

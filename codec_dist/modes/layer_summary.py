@@ -141,8 +141,8 @@ class LayerSummary:
             raise ModesError("an SAE is given where none is expected, or missing where one is")
         wanted = (parts == SELECT) | (parts == EVALUATE)
         for start in range(0, int(wanted.sum()), ROWS_AT_ONCE):
-            chosen = wanted.nonzero()[start : start + ROWS_AT_ONCE, 0]
-            self._add(rows[chosen], labels[chosen], parts[chosen], samples[chosen], sae)
+            selected = wanted.nonzero()[start : start + ROWS_AT_ONCE, 0]
+            self._add(rows[selected], labels[selected], parts[selected], samples[selected], sae)
 
     def merge(self, other: "LayerSummary") -> "LayerSummary":
         """Add what ``other`` has seen; returns self.

@@ -186,7 +186,7 @@ def _load_sae(task: SummaryTask, channels: int) -> SparseAutoencoder:
 
 
 def _image_table(samples: pa.Table, top: TopLoadings) -> pa.Table:
-    chosen = samples.select(["shard", "key", "label"]).take(pa.array(top.sample))
+    loading_samples = samples.select(["shard", "key", "label"]).take(pa.array(top.sample))
     columns = {"mode": pa.array(top.mode), "rank": pa.array(top.rank)}
-    columns |= {name: chosen[name] for name in chosen.column_names}
+    columns |= {name: loading_samples[name] for name in loading_samples.column_names}
     return pa.table(columns | {"loading": pa.array(top.loading)})

@@ -69,12 +69,12 @@ def stability_over_seeds(
         raise ModesError("stability needs at least two seeds: train more of them")
     living = [dictionary[lives] for dictionary, lives in zip(dictionaries, alive, strict=True)]
     sums = [torch.zeros(len(modes), dtype=torch.float64) for modes in living]
-    for one in range(len(living)):
-        for other in range(one + 1, len(living)):
-            match = match_dictionaries(living[one], living[other])
+    for left in range(len(living)):
+        for right in range(left + 1, len(living)):
+            match = match_dictionaries(living[left], living[right])
             matched = match.partner >= 0
-            sums[one][matched] += match.cosine[matched]
-            sums[other][match.partner[matched]] += match.cosine[matched]
+            sums[left][matched] += match.cosine[matched]
+            sums[right][match.partner[matched]] += match.cosine[matched]
     found = []
     for lives, total in zip(alive, sums, strict=True):
         values = torch.full((len(lives),), torch.nan, dtype=torch.float64)

@@ -89,7 +89,7 @@ def read_layer(directory: Path, layer: str, quantity: str, unit: str, images: pa
         group = zarr.open_group(Path(directory) / CORRELATIONS, mode="r")[group_path(layer, quantity, unit)]
     except (FileNotFoundError, KeyError) as error:
         raise ModesError(f"{directory} holds no summary of {quantity} of {layer}: summarize it first") from error
-    mine = pc.and_(pc.equal(images["layer"], layer), pc.equal(images["quantity"], quantity))
+    own = pc.and_(pc.equal(images["layer"], layer), pc.equal(images["quantity"], quantity))
     return LayerModes(
         layer=layer,
         quantity=quantity,
@@ -101,7 +101,7 @@ def read_layer(directory: Path, layer: str, quantity: str, unit: str, images: pa
         hoyer=torch.from_numpy(group["hoyer"][:]) if "hoyer" in group else None,
         stability=torch.from_numpy(group["stability"][:]) if "stability" in group else None,
         concepts={name: tuple(members) for name, members in group.attrs["concepts"].items()},
-        top_images=images.filter(mine).drop_columns(["layer", "quantity"]) if unit == MODE else None,
+        top_images=images.filter(own).drop_columns(["layer", "quantity"]) if unit == MODE else None,
     )
 
 

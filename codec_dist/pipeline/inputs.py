@@ -67,6 +67,6 @@ def present_inputs(config: Config, run: RunDirectory, split: Path | None, *, tra
         StoreError: a store that cannot be read.
     """
     store = ContributionStore(run.store)
-    left_out = frozenset((one.layer, one.quantity) for one in read_left_out(run.sae)) if trained else frozenset()
+    left_out = frozenset((item.layer, item.quantity) for item in read_left_out(run.sae)) if trained else frozenset()
     selected = selected_saes(run) if trained else None
     return StageInputs(config, store.layers, store.quantities, selected, split, left_out)

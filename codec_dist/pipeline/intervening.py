@@ -56,9 +56,9 @@ class CountShard:
     config: Config
     experiments: tuple[Experiment, ...]
 
-    def __call__(self, chosen: ChosenImages) -> LayerCounts:
+    def __call__(self, selected: ChosenImages) -> LayerCounts:
         """Decode and run; deterministic, so that a lost task can be run again."""
-        samples = list(shard_images(self.config, chosen.shard, chosen.keys))
+        samples = list(shard_images(self.config, selected.shard, selected.keys))
         model = load_run_model(self.config).module
         images = torch.stack([sample.image for sample in samples]) if samples else torch.empty(0)
         labels = torch.tensor([sample.label for sample in samples], dtype=torch.int64)
@@ -102,7 +102,7 @@ def intervene(context: StageContext) -> dict[str, Any]:
         "layers": len(experiments),
         "conditions": sum(len(experiment.conditions) for experiment in experiments),
         "subjects": len({target for experiment in experiments for target in experiment.off_targets}),
-        "images": sum(len(chosen.keys) for chosen in images),
+        "images": sum(len(selected.keys) for selected in images),
     }
 
 

@@ -52,8 +52,8 @@ def run_stages(config: Config, names: Sequence[str] | None = None) -> list[Stage
     run = RunDirectory(config.run.directory, config.store.location)
     facts, notes = _look_up(config, run, names)
     config, fingerprints = facts.config, StageFingerprints(facts, STAGES)
-    asked = [stage for stage in STAGES if names is None or stage.name in names]
-    planned = _check_ahead(facts, fingerprints, asked)
+    requested = [stage for stage in STAGES if names is None or stage.name in names]
+    planned = _check_ahead(facts, fingerprints, requested)
     for note in notes:
         _say(f"extract: {note}")
     # A config that turns out to be refused must not take the place of the one that the run was made with.
@@ -62,7 +62,7 @@ def run_stages(config: Config, names: Sequence[str] | None = None) -> list[Stage
     records = []
     with contextlib.ExitStack() as resources:
         context = StageContext(config, run, None, fingerprints.current_stages, resources, planned)
-        for stage in asked:
+        for stage in requested:
             # What is written by libraries of others names no file, or nothing at all.
             with naming_full_disk(run.path, own=True):
                 records.append(_run_stage(stage, context, fingerprints))
@@ -90,15 +90,15 @@ def current_stages(config: Config, run: RunDirectory, readable: bool = True) -> 
     return StageFingerprints(RunFacts(config, run), STAGES).current_stages(readable)
 
 
-def _check_ahead(facts: RunFacts, fingerprints: StageFingerprints, asked: Sequence[Stage]) -> Planned | None:
+def _check_ahead(facts: RunFacts, fingerprints: StageFingerprints, requested: Sequence[Stage]) -> Planned | None:
     """Let every stage from the first one on that is asked for refuse what it cannot do; the extraction, as planned.
 
     So do later stages that are not asked for, where the config says anything about them: they are to use what these
     make.
     """
-    config, run, names = facts.config, facts.run, {stage.name for stage in asked}
-    following = STAGES[STAGES.index(asked[0]) :] if asked else ()
-    if "extract" not in names and not any(stage.check for stage in asked):
+    config, run, names = facts.config, facts.run, {stage.name for stage in requested}
+    following = STAGES[STAGES.index(requested[0]) :] if requested else ()
+    if "extract" not in names and not any(stage.check for stage in requested):
         return None
     split = run.split if fingerprints.is_current("prepare") else None
     planned: Planned | None = None
@@ -106,7 +106,7 @@ def _check_ahead(facts: RunFacts, fingerprints: StageFingerprints, asked: Sequen
         planned = make_plan(config)
         inputs = planned_inputs(config, planned[0], split)
     else:
-        for stage in asked[:1]:
+        for stage in requested[:1]:
             # Refuses what an earlier stage has not made yet.
             fingerprints.of(stage.name)
         inputs = present_inputs(config, run, split, trained=not names & {"extract", "train"})

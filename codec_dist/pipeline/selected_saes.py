@@ -37,11 +37,11 @@ def chosen_saes(
         PipelineError: as from :func:`matching_saes`.
     """
     selected = selected_saes(run)
-    left_out = {(one.layer, one.quantity): one.reason for one in read_left_out(run.sae)}
+    left_out = {(item.layer, item.quantity): item.reason for item in read_left_out(run.sae)}
     found = matching_saes(selected, layers, quantities, setting, left_out=left_out)
     for (layer, quantity), reason in left_out.items():
-        asked = quantity in quantities and any(_matches(layer, pattern) for pattern in layers)
-        if asked and quantity not in selected.get(layer, {}):
+        requested = quantity in quantities and any(_matches(layer, pattern) for pattern in layers)
+        if requested and quantity not in selected.get(layer, {}):
             sys.stderr.write(f"{setting}: {layer}, {quantity} has no SAE and is left out: {reason}\n")
     return [(layer, quantity, run.sae / selected[layer][quantity]) for layer, quantity in found]
 

@@ -27,18 +27,18 @@ def visualize(context: StageContext) -> dict[str, Any]:
     model = load_run_model(config)
     summary = ModeSummary.load(run.modes)
     saes = chosen_saes(run, settings.layers, settings.quantities, "visualization")
-    chosen = [
+    selected = [
         (summary.modes(layer, quantity), folder, mode, target)
         for layer, quantity, folder in saes
         for mode, target in top_modes(summary.modes(layer, quantity), settings.modes)
     ]
-    wanted = {(row["shard"], row["key"]) for modes, _, mode, _ in chosen for row in _best_images(modes, mode, config)}
+    wanted = {(row["shard"], row["key"]) for modes, _, mode, _ in selected for row in _best_images(modes, mode, config)}
     images = _load(config, sorted(wanted))
-    with Progress("visualize", total=len(chosen), unit="modes") as progress:
+    with Progress("visualize", total=len(selected), unit="modes") as progress:
         entries = draw_mode_maps(
             run.figures,
             model.module,
-            _counted(_galleries(config, chosen, images), progress),
+            _counted(_galleries(config, selected, images), progress),
             denormalise=model.preprocessing.denormalise,
             median_filter=settings.median_filter,
             contrast=settings.contrast,
@@ -51,7 +51,7 @@ def visualize(context: StageContext) -> dict[str, Any]:
             for entry in best
         ]
         context.tracker.table("modes/maps", columns, rows)
-    return {"modes": len(chosen), "maps": len(entries)}
+    return {"modes": len(selected), "maps": len(entries)}
 
 
 def top_modes(modes: LayerModes, count: int) -> list[tuple[int, int | None]]:
@@ -83,10 +83,10 @@ def _stability(summary: ModeSummary, entry: dict[str, Any]) -> float | None:
 
 
 def _galleries(
-    config: Config, chosen: Sequence[tuple[LayerModes, Path, int, int | None]], images: dict[Sample, Tensor]
+    config: Config, selected: Sequence[tuple[LayerModes, Path, int, int | None]], images: dict[Sample, Tensor]
 ) -> Iterator[ModeGallery]:
     model = load_run_model(config).module
-    for modes, folder, mode, target in chosen:
+    for modes, folder, mode, target in selected:
         dictionary = SparseAutoencoder.load(folder).dictionary.cpu()
         rows = [row for row in _best_images(modes, mode, config) if (row["shard"], row["key"]) in images]
         if target is None and rows:

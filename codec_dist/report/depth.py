@@ -124,16 +124,16 @@ def residual_figure(data: RunData) -> Figure | None:
     found = {residual.layer: residual for residual in data.store.residuals}
     points, rows = [], []
     for place, layer in enumerate(data.layers):
-        one = found.get(layer)
-        if one is None:
+        item = found.get(layer)
+        if item is None:
             points.append(Point(place, None))
             continue
-        low, high = one.quartiles
-        note = f"{layer}: median {number(100 * one.median)} %"
-        points.append(Point(place, 100 * one.median, 100 * low, 100 * high, note))
-        cells = [one.median, low, high, one.percentile_90]
+        low, high = item.quartiles
+        note = f"{layer}: median {number(100 * item.median)} %"
+        points.append(Point(place, 100 * item.median, 100 * low, 100 * high, note))
+        cells = [item.median, low, high, item.percentile_90]
         shown = [f"{number(100 * cell)} %" for cell in cells]
-        rows.append([layer, *shown, number(one.absolute, 3), number(one.change, 3), number(one.images)])
+        rows.append([layer, *shown, number(item.absolute, 3), number(item.change, 3), number(item.images)])
     chart = line_chart(
         [Line("median", CONTRIBUTION, points)],
         layer_axis(data.layers),

@@ -4,7 +4,7 @@ What the paper finds on ImageNet networks is no identity: each finding is said t
 hold, with the numbers.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,8 @@ class Headline:
 
 
 @dataclass(frozen=True)
-class Law:
-    """One law and what this run says of it."""
+class PaperFinding:
+    """One finding and what this run says of it."""
 
     title: str
     verdict: str
@@ -47,7 +47,7 @@ class Law:
     sentence: str
     """The verdict in words and numbers."""
     layers: Sequence[tuple[str, bool | None, str]] = ()
-    """Layer, whether it obeys (None: not known), and its numbers, for laws about each layer."""
+    """Layer, whether it obeys (None: not known), and its numbers, for paper_findings about each layer."""
     stage: str = "summarize"
     """The stage that measures it."""
 
@@ -57,7 +57,7 @@ class Findings:
     """What a run found; ``str`` is a table for a terminal."""
 
     headlines: Sequence[Headline]
-    laws: Sequence[Law]
+    paper_findings: Sequence[PaperFinding]
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     """One row per layer."""
@@ -76,13 +76,13 @@ class Findings:
         ]
         lines.insert(1, "─" * max(map(len, lines)))
         headlines = [f"{one.label}: {one.value}" + (f" ({one.remark})" if one.remark else "") for one in self.headlines]
-        laws = [f"{law.verdict + ':':<15}{law.title}" for law in self.laws]
+        paper_findings = [f"{finding.verdict + ':':<15}{finding.title}" for finding in self.paper_findings]
         remarks = (
             ["", f"left out, of other settings or an earlier version: {', '.join(self.left_out)}"]
             if self.left_out
             else []
         )
-        return "\n".join([*headlines, "", *lines, "", *laws, *remarks])
+        return "\n".join([*headlines, "", *lines, "", *paper_findings, *remarks])
 
 
 def findings(run_directory: Path, current: Collection[str] | None = None) -> Findings:
@@ -115,7 +115,9 @@ def find(data: RunData) -> Findings:
         chance = [interval(null.get("low"), null.get("high")), number(null.get("p"), 3)]
         rows.append([layer, *(number(values[place]) for values in columns.values()), *chance])
     left_out = [stage for stage in RESULTS if stage in data.left_out]
-    return Findings(headlines(data), try_laws(data), ["layer", *columns, "random: 95 %", "p"], rows, left_out)
+    return Findings(
+        headlines(data), check_paper_findings(data), ["layer", *columns, "random: 95 %", "p"], rows, left_out
+    )
 
 
 def explained_variance(data: RunData, quantity: str) -> list[float | None]:
@@ -176,8 +178,8 @@ def _median(values: Sequence[float]) -> float:
 # ---- The findings of the paper, tried on this run
 
 
-def try_laws(data: RunData) -> list[Law]:
-    """Every law of docs/method.md §9, in its order."""
+def check_paper_findings(data: RunData) -> list[PaperFinding]:
+    """Every finding of docs/method.md §9, in its order."""
     return [
         _sparser(data),
         _higher_dimensional(data),
@@ -197,27 +199,25 @@ def rank_correlation(values: Values) -> float | None:
     return float(spearmanr(depths, numbers).statistic)
 
 
-def _sparser(data: RunData) -> Law:
+def _sparser(data: RunData) -> PaperFinding:
     contributions, activations = _statistic(data, "hoyer_median")
     return _each_layer(
         data,
         "Contributions are sparser than activations at every layer",
         contributions,
         activations,
-        lambda ours, theirs: ours > theirs,
         "The median Hoyer sparsity of contributions exceeds that of activations",
         "{:.2f} against {:.2f}",
     )
 
 
-def _higher_dimensional(data: RunData) -> Law:
+def _higher_dimensional(data: RunData) -> PaperFinding:
     contributions, activations = _statistic(data, "components_95")
     return _each_layer(
         data,
         "Contributions are higher-dimensional than activations at every layer",
         contributions,
         activations,
-        lambda ours, theirs: ours > theirs,
         "Class means of contributions need more principal components for 95 % of their variance",
         "{:.0f} against {:.0f}",
         _ceiling(data),
@@ -229,7 +229,7 @@ def _ceiling(data: RunData) -> str:
     return f"With {most + 1} classes there are at most {most} components." if most > 0 else ""
 
 
-def _grow_with_depth(data: RunData) -> Law:
+def _grow_with_depth(data: RunData) -> PaperFinding:
     title = "Sparsity and dimensionality of contributions grow with depth"
     series = {
         "Hoyer sparsity": _statistic(data, "hoyer_median")[0],
@@ -238,7 +238,7 @@ def _grow_with_depth(data: RunData) -> Law:
     found = {name: rank_correlation(values) for name, values in series.items()}
     known = {name: value for name, value in found.items() if value is not None}
     if not known:
-        return Law(title, UNKNOWN, _unknown_depth(data))
+        return PaperFinding(title, UNKNOWN, _unknown_depth(data))
     grows = [value >= LEAST_RANK_CORRELATION for value in known.values()]
     parts = [
         f"{name} goes from {first:.3g} at the first layer to {last:.3g} at the last (rank correlation with depth "
@@ -246,31 +246,31 @@ def _grow_with_depth(data: RunData) -> Law:
         for name in known
         for first, last in [_ends(series[name])]
     ]
-    return Law(title, _verdict(grows), _sentence("; ".join(parts)))
+    return PaperFinding(title, _verdict(grows), _sentence("; ".join(parts)))
 
 
-def _signs_decouple(data: RunData) -> Law:
+def _signs_decouple(data: RunData) -> PaperFinding:
     title = "E/I correlation falls from near 1 to near 0 with depth"
     values = data.by_layer(data.statistics, "ei_median", quantity=CONTRIBUTION)
     if rank_correlation(values) is None:
-        return Law(title, UNKNOWN, _unknown_depth(data))
+        return PaperFinding(title, UNKNOWN, _unknown_depth(data))
     first, last = _ends(values)
     tried = {
         "does not fall much": first - last >= LEAST_FALL,
         "does not begin near 1": first >= NEAR_ONE,
         "does not end near 0": abs(last) <= NEAR_ZERO,
     }
-    falls, faults = tried["does not fall much"], [fault for fault, passed in tried.items() if not passed]
-    verdict = FAILS if not falls else PARTLY if faults else HOLDS
-    remark = f" It {' and '.join(faults)}." if faults else ""
+    falls, missed = tried["does not fall much"], [name for name, passed in tried.items() if not passed]
+    verdict = FAILS if not falls else PARTLY if missed else HOLDS
+    remark = f" It {' and '.join(missed)}." if missed else ""
     sentence = (
         f"The median correlation of inhibition with excitation across channels goes from {_signed(first)} at the first "
         f"layer to {_signed(last)} at the last.{remark}"
     )
-    return Law(title, verdict, sentence)
+    return PaperFinding(title, verdict, sentence)
 
 
-def _more_class_specific(data: RunData) -> Law:
+def _more_class_specific(data: RunData) -> PaperFinding:
     contributions, activations = (
         data.by_layer(data.layer_counts, "median_top_correlation", quantity=f"{kind}-positive", unit="mode")
         for kind in (CONTRIBUTION, ACTIVATION)
@@ -280,38 +280,41 @@ def _more_class_specific(data: RunData) -> Law:
         "Contribution modes are more class-specific than activation modes",
         contributions,
         activations,
-        lambda ours, theirs: ours > theirs,
         "The median over modes of the highest correlation with a class is larger for contribution modes",
         "{:.2f} against {:.2f}",
     )
 
 
-def _more_selective(data: RunData) -> Law:
+def _more_selective(data: RunData) -> PaperFinding:
     title = "Ablating contribution modes is more selective than ablating activation modes"
     positive = [f"{kind}-positive" for kind in (CONTRIBUTION, ACTIVATION)]
-    ours, theirs = (data.by_layer(data.areas, "relative_auc", ranking=one, kind="ablate") for one in positive)
-    own, other = ([data.null(layer, one, "ablate") for layer in data.layers] for one in positive)
+    contributions, activations = (
+        data.by_layer(data.areas, "relative_auc", ranking=ranking, kind="ablate") for ranking in positive
+    )
+    nulls, activation_nulls = ([data.null(layer, ranking, "ablate") for layer in data.layers] for ranking in positive)
     rows: list[tuple[str, bool | None, str]] = []
     untested = False
-    for layer, one, another, null in zip(data.layers, ours, theirs, own, strict=True):
-        if one is None or another is None:
+    for layer, contribution, activation, null in zip(data.layers, contributions, activations, nulls, strict=True):
+        if contribution is None or activation is None:
             rows.append((layer, None, "not measured"))
             continue
-        shown = f"{one:+.2f} against {another:+.2f}".replace("-", "−")
+        shown = f"{contribution:+.2f} against {activation:+.2f}".replace("-", "−")
         if null is None or null["draws"] < LEAST_DRAWS:
             untested = True
             rows.append((layer, None, f"{shown}; too few random draws to tell from chance"))
             continue
         chance = f"95 % of random channels: {interval(null['low'], null['high'])}"
-        rows.append((layer, one < another and one < null["low"], f"{shown}; {chance}"))
+        rows.append((layer, contribution < activation and contribution < null["low"], f"{shown}; {chance}"))
     if untested and all(obeys is None for _, obeys, _ in rows):
         few = f"Chance is not known: at least {LEAST_DRAWS} random draws are needed (interventions.random_draws)."
-        return Law(title, UNKNOWN, few, rows, "intervene")
+        return PaperFinding(title, UNKNOWN, few, rows, "intervene")
     claim = (
         "The relative ablation AUC (more negative: the target class suffers more than others) is lower for "
         "contribution modes, and below the middle 95 % of random channels, at"
     )
-    beaten = [_beyond_chance(values, nulls) for values, nulls in ((ours, own), (theirs, other))]
+    beaten = [
+        _beyond_chance(values, random) for values, random in ((contributions, nulls), (activations, activation_nulls))
+    ]
     remark = (
         f"Random channels are beaten by contribution modes at {beaten[0]} and by activation modes at {beaten[1]}. "
         f"The 95 % intervals over classes of the two are apart, in this direction, at {_apart(data, *positive)}."
@@ -319,10 +322,10 @@ def _more_selective(data: RunData) -> Law:
     return _judge(data, title, rows, claim, remark, "intervene")
 
 
-def _apart(data: RunData, ours: str, theirs: str) -> str:
-    """At how many layers the one ranking's whole interval lies below the other's."""
-    pairs = [(data.area(layer, ours, "ablate"), data.area(layer, theirs, "ablate")) for layer in data.layers]
-    ends = [(one.get("relative_auc_high"), other.get("relative_auc_low")) for one, other in pairs if one and other]
+def _apart(data: RunData, lower: str, upper: str) -> str:
+    """At how many layers the whole interval of the ranking ``lower`` lies below that of ``upper``."""
+    pairs = [(data.area(layer, lower, "ablate"), data.area(layer, upper, "ablate")) for layer in data.layers]
+    ends = [(low.get("relative_auc_high"), high.get("relative_auc_low")) for low, high in pairs if low and high]
     known = [high < low for high, low in ends if high is not None and low is not None]
     return f"{sum(known)} of {len(known)} layers"
 
@@ -340,34 +343,37 @@ def _beyond_chance(values: Values, nulls: Sequence[Mapping[str, Any] | None]) ->
 def _each_layer(
     data: RunData,
     title: str,
-    ours: Values,
-    theirs: Values,
-    obeys: Callable[[float, float], bool],
+    contributions: Values,
+    activations: Values,
     claim: str,
     numbers: str,
     remark: str = "",
     stage: str = "summarize",
-) -> Law:
-    """A law that compares contributions with activations at each layer."""
+) -> PaperFinding:
+    """A finding that holds at a layer where the value of contributions exceeds that of activations."""
     rows: list[tuple[str, bool | None, str]] = []
-    for layer, one, other in zip(data.layers, ours, theirs, strict=True):
-        known = one is not None and other is not None
-        shown = numbers.format(one, other).replace("-", "−") if known else "not measured"
-        rows.append((layer, obeys(one, other) if known else None, shown))  # type: ignore[arg-type]
+    for layer, contribution, activation in zip(data.layers, contributions, activations, strict=True):
+        if contribution is None or activation is None:
+            rows.append((layer, None, "not measured"))
+        else:
+            shown = numbers.format(contribution, activation).replace("-", "−")
+            rows.append((layer, contribution > activation, shown))
     return _judge(data, title, rows, f"{claim} at", remark, stage)
 
 
 def _judge(
     data: RunData, title: str, rows: Sequence[tuple[str, bool | None, str]], claim: str, remark: str, stage: str
-) -> Law:
-    """The verdict on a law about each layer; ``claim`` goes before the layers where it is true."""
+) -> PaperFinding:
+    """The verdict on a finding about each layer; ``claim`` goes before the layers where it is true."""
     tried = [obeyed for _, obeyed, _ in rows if obeyed is not None]
     if not tried:
-        return Law(title, UNKNOWN, _unknown_layers(data, stage), stage=stage)
+        return PaperFinding(title, UNKNOWN, _unknown_layers(data, stage), stage=stage)
     place = "every layer" if all(tried) else f"{sum(tried)} of {len(tried)} layers" if any(tried) else "no layer"
     examples = [row for row in rows if row[1] is not None]
     last = f"At the last layer it is {examples[-1][2]}."
-    return Law(title, _verdict(tried), " ".join(filter(None, [f"{claim} {place}.", last, remark])), rows, stage)
+    return PaperFinding(
+        title, _verdict(tried), " ".join(filter(None, [f"{claim} {place}.", last, remark])), rows, stage
+    )
 
 
 def _verdict(tried: Sequence[bool]) -> str:

@@ -99,7 +99,7 @@ def _group(
     drawn = list(dict.fromkeys(entry["mode"] for entry in entries))
     best = sorted(rows, key=lambda row: -2.0 if row["top_correlation"] is None else row["top_correlation"])
     ranked = [row["mode"] for row in reversed(best) if row["alive"]]
-    chosen = (drawn or ranked)[:count]
+    selected = (drawn or ranked)[:count]
     by_mode = {row["mode"]: row for row in rows}
     unstable = frozenset(
         row["mode"] for row in rows if (stable := row.get("stability")) is not None and stable < unstable_below
@@ -114,7 +114,7 @@ def _group(
             dictionary,
             unstable,
         )
-        for mode in chosen
+        for mode in selected
     ]
     classes = _classes(data, layer, quantity)
     return ModeGroup(

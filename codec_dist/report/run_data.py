@@ -123,8 +123,8 @@ class RunData:
 
     def by_layer(self, rows: Sequence[Row], column: str, **equal: Any) -> list[float | None]:
         """One value per layer: ``column`` of the row that matches ``equal``; None where there is none."""
-        chosen = {row["layer"]: row[column] for row in rows if all(row[name] == value for name, value in equal.items())}
-        return [chosen.get(layer) for layer in self.layers]
+        found = {row["layer"]: row[column] for row in rows if all(row[name] == value for name, value in equal.items())}
+        return [found.get(layer) for layer in self.layers]
 
     def area(self, layer: str, ranking: str, kind: str) -> Row | None:
         """The areas of one pair of curves."""
@@ -230,7 +230,7 @@ def _read_left_out(folder: Path) -> list[Row]:
 
 def _read_saes(folder: Path, selection: Mapping[str, Any]) -> list[SaeFacts]:
     selected = _read_json(folder / "selected.json", {})
-    chosen = {(folder / path).resolve() for quantities in selected.values() for path in quantities.values()}
+    found = {(folder / path).resolve() for quantities in selected.values() for path in quantities.values()}
     stability = {row["folder"]: row.get("stability") for row in selection.get("saes", [])}
     saes = []
     for path in _sae_files(folder):
@@ -241,7 +241,7 @@ def _read_saes(folder: Path, selection: Mapping[str, Any]) -> list[SaeFacts]:
         options = {**config.get("options", {}), "modes": config.get("modes")}
         saes.append(
             SaeFacts(
-                path.parent, metrics, history, options, path.parent.resolve() in chosen,
+                path.parent, metrics, history, options, path.parent.resolve() in found,
                 training=config.get("details", {}).get("training") or {}, channels=config.get("channels"),
                 stability=stability.get(path.parent.relative_to(folder).as_posix()),
             )

@@ -113,27 +113,29 @@ def sae_table(data: RunData, configurations: Sequence[Configuration]) -> SaeTabl
     order = {layer: place for place, layer in enumerate(data.layers)}
     ordered = sorted(
         configurations,
-        key=lambda one: (
-            order.get(one.first.layer, len(order)), _place(one.first), not one.selected, one.mean("l0") or 0.0,
+        key=lambda item: (
+            order.get(item.first.layer, len(order)), _place(item.first), not item.selected, item.mean("l0") or 0.0,
         ),
     )  # fmt: skip
-    seeds = any(len(one.saes) > 1 for one in configurations)
+    seeds = any(len(item.saes) > 1 for item in configurations)
     metrics = ["modes", "EV", "L0", "dead", *(["stability", "seeds"] if seeds else [])]
     metrics += ["cosine", "Hoyer of modes", "training"]
-    return SaeTable(metrics, [_row(one, seeds) for one in ordered], seeds)
+    return SaeTable(metrics, [_row(item, seeds) for item in ordered], seeds)
 
 
 def reasons(data: RunData, configurations: Sequence[Configuration]) -> list[Reason]:
     """Why each SAE in use was chosen; those that had no rival are left out."""
-    used = {(one.first.layer, one.first.quantity): one for one in configurations if one.selected}
+    used = {(item.first.layer, item.first.quantity): item for item in configurations if item.selected}
     places = {layer: place for place, layer in enumerate(data.layers)}
     found = []
     for (layer, quantity), reason in data.reasons.items():
-        if reason and (one := used.get((layer, quantity))) is not None:
-            name = f"{one.first.architecture}, {number(one.modes)} modes"
-            sae = f"{name}, {one.settings}" if one.settings else name
-            found.append(Reason(layer, quantity, _kind(one.first), sae, reason))
-    return sorted(found, key=lambda one: (places.get(one.layer, len(places)), one.quantity[:1] != "c", one.quantity))
+        if reason and (item := used.get((layer, quantity))) is not None:
+            name = f"{item.first.architecture}, {number(item.modes)} modes"
+            sae = f"{name}, {item.settings}" if item.settings else name
+            found.append(Reason(layer, quantity, _kind(item.first), sae, reason))
+    return sorted(
+        found, key=lambda item: (places.get(item.layer, len(places)), item.quantity[:1] != "c", item.quantity)
+    )
 
 
 def criterion(data: RunData) -> str:
@@ -172,20 +174,20 @@ def training_charts(data: RunData) -> list[TrainingChart]:
     return charts
 
 
-def _row(one: Configuration, seeds: bool) -> SaeRow:
-    times = [(sae.metrics.get("training") or {}).get("seconds") for sae in one.saes]
+def _row(item: Configuration, seeds: bool) -> SaeRow:
+    times = [(sae.metrics.get("training") or {}).get("seconds") for sae in item.saes]
     known = [time for time in times if time is not None]
     seconds = sum(known) if known else None
-    ev, l0, dead = (one.mean(name) for name in ("ev", "l0", "dead_fraction"))
-    cosine, hoyer = one.mean("cosine"), one.mean("hoyer_dictionary")
-    cells = [(one.modes, number(one.modes)), (ev, number(ev, 3)), (l0, number(l0, 2)), (dead, percent(dead))]
+    ev, l0, dead = (item.mean(name) for name in ("ev", "l0", "dead_fraction"))
+    cosine, hoyer = item.mean("cosine"), item.mean("hoyer_dictionary")
+    cells = [(item.modes, number(item.modes)), (ev, number(ev, 3)), (l0, number(l0, 2)), (dead, percent(dead))]
     if seeds:
-        cells += [(one.stability, number(one.stability)), (len(one.saes), number(len(one.saes)))]
+        cells += [(item.stability, number(item.stability)), (len(item.saes), number(len(item.saes)))]
     cells += [(cosine, number(cosine, 3)), (hoyer, number(hoyer, 2))]
     cells.append((seconds, duration(seconds) if seconds is not None else "–"))
-    first = one.first
+    first = item.first
     return SaeRow(
-        first.layer, first.quantity, _kind(first), first.architecture, one.settings, one.selected, cells
+        first.layer, first.quantity, _kind(first), first.architecture, item.settings, item.selected, cells
     )  # fmt: skip
 
 
@@ -247,8 +249,8 @@ def _shared_settings(saes: Sequence[SaeFacts]) -> dict[int, str]:
 
 def _varying(settings: Sequence[Mapping[str, Any]]) -> set[str]:
     """Names whose values are not the same in all that have them."""
-    names = {name for one in settings for name in one}
-    return {name for name in names if len({repr(one[name]) for one in settings if name in one}) > 1}
+    names = {name for item in settings for name in item}
+    return {name for name in names if len({repr(item[name]) for item in settings if name in item}) > 1}
 
 
 def _defaults(sae: SaeFacts) -> Mapping[str, Any]:

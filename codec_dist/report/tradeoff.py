@@ -47,12 +47,12 @@ def trade_offs(data: RunData, configurations: Sequence[Configuration]) -> list[L
     """Layers for which something was compared: at least two configurations of a quantity."""
     found = []
     for layer in data.layers:
-        of_layer = [one for one in configurations if one.first.layer == layer]
-        quantities = sorted({one.first.quantity for one in of_layer}, key=lambda name: (name[:1] != "c", name))
+        of_layer = [point for point in configurations if point.first.layer == layer]
+        quantities = sorted({point.first.quantity for point in of_layer}, key=lambda name: (name[:1] != "c", name))
         panels = [
             _trade_off(data, layer, quantity, alike)
             for quantity in quantities
-            if len(alike := [one for one in of_layer if one.first.quantity == quantity]) > 1
+            if len(alike := [point for point in of_layer if point.first.quantity == quantity]) > 1
         ]
         if panels:
             found.append(LayerTradeOff(layer, panels))
@@ -60,9 +60,9 @@ def trade_offs(data: RunData, configurations: Sequence[Configuration]) -> list[L
 
 
 def _trade_off(data: RunData, layer: str, quantity: str, configurations: Sequence[Configuration]) -> TradeOff:
-    ordered = sorted(configurations, key=lambda one: (one.mean("l0") or 0.0, one.settings))
+    ordered = sorted(configurations, key=lambda point: (point.mean("l0") or 0.0, point.settings))
     where = f"SAEs of {quantity} at {layer}"
-    stable = any(one.stability is not None for one in ordered)
+    stable = any(point.stability is not None for point in ordered)
     return TradeOff(
         quantity,
         quantity_kind(quantity),
@@ -71,7 +71,7 @@ def _trade_off(data: RunData, layer: str, quantity: str, configurations: Sequenc
             ordered, _explained, Axis("EV", cover=(1,)), label=f"Explained variance against loadings per image, {where}"
         ),
         trade_off_chart(
-            ordered, lambda one: one.stability, Axis("stability", cover=(0, 1)),
+            ordered, lambda point: point.stability, Axis("stability", cover=(0, 1)),
             label=f"Stability of modes over seeds against loadings per image, {where}",
         ) if stable else None,
         _table(ordered, stable),
@@ -93,9 +93,9 @@ def trade_off_chart(
     in use.
     """
     marks = [
-        _Mark(one, max(l0, SMALLEST_L0), max(value, LOWEST_DRAWN))
-        for one in configurations
-        if (l0 := one.mean("l0")) is not None and (value := measure(one)) is not None
+        _Mark(point, max(l0, SMALLEST_L0), max(value, LOWEST_DRAWN))
+        for point in configurations
+        if (l0 := point.mean("l0")) is not None and (value := measure(point)) is not None
     ]
     architectures = list(dict.fromkeys(mark.architecture for mark in marks))
     names = architectures if len(architectures) > 1 else []
@@ -121,16 +121,16 @@ def trade_off_chart(
         canvas.path([place(mark) for mark in front], f"line front {front[0].style}")
     on_front = {id(mark) for front in fronts for mark in front}
     # Those on a line, and the one in use, are drawn over the others.
-    for mark in sorted(marks, key=lambda mark: (mark.one.selected, id(mark) in on_front)):
+    for mark in sorted(marks, key=lambda mark: (mark.point.selected, id(mark) in on_front)):
         at, height = place(mark)
-        seeds = [max(ev, LOWEST_DRAWN) for ev in mark.one.values("ev")] if measure is _explained else []
+        seeds = [max(ev, LOWEST_DRAWN) for ev in mark.point.values("ev")] if measure is _explained else []
         if len(seeds) > 1:
             canvas.line(at, vertical(min(seeds)), at, vertical(max(seeds)), f"whisker {mark.style}")
-        radius = _radius(mark.one, configurations)
-        if mark.one.selected:
+        radius = _radius(mark.point, configurations)
+        if mark.point.selected:
             canvas.add("circle", "ring", "", cx=at, cy=height, r=radius + 4.5)
         style = f"mark {mark.style}" + ("" if id(mark) in on_front else " hollow")
-        canvas.marker(at, height, MARKERS.get(mark.style, "diamond"), style, _note(mark.one), radius)
+        canvas.marker(at, height, MARKERS.get(mark.style, "diamond"), style, _note(mark.point), radius)
     if names:
         ends = [front[-1] for front in fronts]
         heights = spread([vertical(mark.value) for mark in ends], 15, top + 4, bottom)
@@ -141,17 +141,17 @@ def trade_off_chart(
 
 @dataclass(frozen=True)
 class _Mark:
-    one: Configuration
+    point: Configuration
     l0: float
     value: float
 
     @property
     def architecture(self) -> str:
-        return self.one.first.architecture
+        return self.point.first.architecture
 
     @property
     def style(self) -> str:
-        kind = quantity_kind(self.one.first.quantity)
+        kind = quantity_kind(self.point.first.quantity)
         return kind if kind in KINDS else "other"
 
 
@@ -159,7 +159,7 @@ def _front(marks: Sequence[_Mark]) -> list[_Mark]:
     """Those whose EV no sparser one reaches, from sparse to dense; an L0 within ``SAME_L0`` counts as the same."""
 
     def explained(mark: _Mark) -> float:
-        ev = _explained(mark.one)
+        ev = _explained(mark.point)
         return -math.inf if ev is None else ev
 
     def excelled(mark: _Mark) -> bool:
@@ -170,12 +170,12 @@ def _front(marks: Sequence[_Mark]) -> list[_Mark]:
     return sorted(front, key=lambda mark: mark.l0)
 
 
-def _radius(one: Configuration, others: Sequence[Configuration]) -> float:
+def _radius(point: Configuration, others: Sequence[Configuration]) -> float:
     """Larger for larger dictionaries, by rank among the sizes that there are."""
     sizes = sorted({other.modes for other in others if other.modes is not None})
-    if one.modes is None or len(sizes) < 2:
+    if point.modes is None or len(sizes) < 2:
         return 4.2
-    return SMALL + (LARGE - SMALL) * sizes.index(one.modes) / (len(sizes) - 1)
+    return SMALL + (LARGE - SMALL) * sizes.index(point.modes) / (len(sizes) - 1)
 
 
 def _l0_axis(low: float, high: float) -> Axis:
@@ -186,35 +186,35 @@ def _l0_axis(low: float, high: float) -> Axis:
     return Axis("L0, loadings per image (log scale)", ticks)
 
 
-def _explained(one: Configuration) -> float | None:
-    return one.mean("ev")
+def _explained(point: Configuration) -> float | None:
+    return point.mean("ev")
 
 
-def _note(one: Configuration) -> str:
+def _note(point: Configuration) -> str:
     parts = [
-        f"{one.first.architecture}, {number(one.modes)} modes" + (f", {one.settings}" if one.settings else ""),
-        f"L0 {number(one.mean('l0'))}, EV {number(one.mean('ev'), 3)}",
+        f"{point.first.architecture}, {number(point.modes)} modes" + (f", {point.settings}" if point.settings else ""),
+        f"L0 {number(point.mean('l0'))}, EV {number(point.mean('ev'), 3)}",
     ]
-    if one.stability is not None:
-        parts.append(f"stability {number(one.stability)} over {len(one.saes)} seeds")
-    return "; ".join([*parts, *(["used by later stages"] if one.selected else [])])
+    if point.stability is not None:
+        parts.append(f"stability {number(point.stability)} over {len(point.saes)} seeds")
+    return "; ".join([*parts, *(["used by later stages"] if point.selected else [])])
 
 
 def _table(configurations: Sequence[Configuration], stable: bool) -> Table:
     columns = ["architecture", "settings", "modes", "L0", "EV", "EV on select", "dead"]
     columns += ["seeds", "stability"] if stable else []
     rows = []
-    for one in configurations:
-        dead = one.mean("dead_fraction")
+    for point in configurations:
+        dead = point.mean("dead_fraction")
         row = [
-            one.first.architecture,
-            one.settings or "as by default",
-            number(one.modes),
-            number(one.mean("l0")),
-            number(one.mean("ev"), 3),
-            number(one.mean("ev", "select"), 3),
+            point.first.architecture,
+            point.settings or "as by default",
+            number(point.modes),
+            number(point.mean("l0")),
+            number(point.mean("ev"), 3),
+            number(point.mean("ev", "select"), 3),
             "–" if dead is None else f"{number(100 * dead, 1)} %",
         ]
-        row += [number(len(one.saes)), number(one.stability)] if stable else []
-        rows.append([*row, "✓" if one.selected else ""])
+        row += [number(len(point.saes)), number(point.stability)] if stable else []
+        rows.append([*row, "✓" if point.selected else ""])
     return Table([*columns, "used"], rows)

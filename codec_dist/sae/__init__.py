@@ -1,7 +1,7 @@
 """Sparse autoencoders: architectures behind one interface, their files and held-out metrics (docs/method.md §3)."""
 
 from codec_dist.sae.arithmetic import ALONE, Group
-from codec_dist.sae.base import ARCHITECTURES, Loss, SparseAutoencoder, build
+from codec_dist.sae.base import ARCHITECTURES, Loss, Options, SparseAutoencoder, TrainedOptions, build
 from codec_dist.sae.batchtopk import BatchTopKAutoencoder, MatryoshkaAutoencoder
 from codec_dist.sae.checkpoint import has_weights
 from codec_dist.sae.errors import SaeError
@@ -31,6 +31,7 @@ __all__ = [
     "Loss",
     "MatryoshkaAutoencoder",
     "NmfAutoencoder",
+    "Options",
     "PcaAutoencoder",
     "ProcessGroup",
     "ReconstructionMetrics",
@@ -42,6 +43,7 @@ __all__ = [
     "StsaeAutoencoder",
     "TopKAutoencoder",
     "TrainedAutoencoder",
+    "TrainedOptions",
     "build",
     "coherence",
     "export_sae",

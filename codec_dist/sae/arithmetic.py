@@ -137,9 +137,9 @@ def _among_all(
     order = candidates.topk(k, dim=-1).indices
     ranks = torch.arange(k, device=values.device)
     taken = ranks < k if k_of_member is None else ranks < k_of_member[:, None, None]
-    chosen = torch.zeros_like(candidates, dtype=torch.bool).scatter_(-1, order, taken.expand_as(order))
+    selected = torch.zeros_like(candidates, dtype=torch.bool).scatter_(-1, order, taken.expand_as(order))
     first = modes.rank * k
-    return chosen[..., first : first + values.shape[-1]]
+    return selected[..., first : first + values.shape[-1]]
 
 
 # ---- Numbers that the channels of rows are divided by

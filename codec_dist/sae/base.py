@@ -2,7 +2,7 @@
 
 import math
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from inspect import Parameter, Signature
 from pathlib import Path
@@ -116,8 +116,8 @@ class SparseAutoencoder(nn.Module):
     mean over rows (BatchTopK), what couples rows goes through ``row_group``.
     """
 
-    architecture: ClassVar[str]
-    """Name in ``ARCHITECTURES``."""
+    architecture: str
+    """Name in ``ARCHITECTURES``; the import path, where :func:`build` found the class by one."""
     option_type: ClassVar[type[Options]] = Options
     """The options of the architecture; keyword arguments of its constructor."""
     mode_parameters: ClassVar[tuple[str, ...]] = ()
@@ -141,10 +141,10 @@ class SparseAutoencoder(nn.Module):
         super().__init__()
         if channels < 1:
             raise ValueError(f"channels must be at least 1, found {channels}")
-        self.chosen = self.option_type(**options).resolve(channels)
-        assert self.chosen.modes is not None
-        self.channels, self.modes = channels, self.chosen.modes
-        self.options = self.chosen.plain()
+        self.settings = self.option_type(**options).resolve(channels)
+        assert self.settings.modes is not None
+        self.channels, self.modes = channels, self.settings.modes
+        self.options = self.settings.plain()
         self.scale = 1.0  # of a stack whose members differ: a tensor, see take_members
         self.sign: Sign | None = None
         self.noise: torch.Generator | list[torch.Generator] | None = None
@@ -152,7 +152,7 @@ class SparseAutoencoder(nn.Module):
         self.mode_group: Group = ALONE
         self.first_mode = 0
         self.register_buffer("statistics", torch.zeros(0), persistent=False)
-        per_channel = self.chosen.scaling == "per_channel" or self._flips
+        per_channel = self.settings.scaling == "per_channel" or self._flips
         self.register_buffer("channel_scale", torch.ones(channels) if per_channel else None)
 
     # ---- what everyone uses
@@ -233,10 +233,10 @@ class SparseAutoencoder(nn.Module):
         """
         if not 0 < scale < float("inf"):
             raise SaeError(f"rows with a standard deviation of {scale:g} cannot be decomposed: they must vary")
-        self.scale = float(scale) if self.chosen.scaling == "scalar" else 1.0
+        self.scale = float(scale) if self.settings.scaling == "scalar" else 1.0
         if self.channel_scale is not None:
             spread = rows.double().std(0, correction=0) if deviations is None else deviations
-            per_channel = self.chosen.scaling == "per_channel"
+            per_channel = self.settings.scaling == "per_channel"
             divisors = channel_scales(rows, spread, float(scale), per_channel=per_channel, flip=self._flips)
             self.channel_scale.copy_(divisors)
         self._start_from(self.scaled(rows))
@@ -269,7 +269,9 @@ class SparseAutoencoder(nn.Module):
 
     @classmethod
     def load(cls, directory: Path) -> "SparseAutoencoder":
-        """Read an SAE written by ``save``, of whichever registered architecture, in eval mode on the CPU.
+        """Read an SAE written by ``save``, of whichever architecture, in eval mode on the CPU.
+
+        No pickles are read. An architecture of your own, given by its import path, is imported.
 
         Raises:
             SaeError: files missing, damaged, of an unknown architecture, or not a ``cls``.
@@ -310,18 +312,29 @@ class SparseAutoencoder(nn.Module):
         """Hook of ``calibrate`` for parameters that start from data."""
 
 
-ARCHITECTURES: Registry[SparseAutoencoder] = Registry("SAE architecture", SaeError)
+def _import_architecture(found: Any, name: str) -> Callable[..., SparseAutoencoder]:
+    """The factory for what an import path names: an architecture's class."""
+    if isinstance(found, type) and issubclass(found, SparseAutoencoder):
+        return found
+    raise SaeError(f"SAE architecture {name!r} is no subclass of SparseAutoencoder")
+
+
+ARCHITECTURES: Registry[SparseAutoencoder] = Registry("SAE architecture", SaeError, imported=_import_architecture)
+"""Architectures by name; an import path ``package.module:Class`` names one of your own."""
 
 
 def build(name: str, options: Mapping[str, Any], channels: int, seed: int = 0) -> SparseAutoencoder:
-    """Build the architecture ``name`` with initial weights that depend on ``seed`` alone.
+    """Build the architecture ``name``, or the one at an import path, with weights that depend on ``seed`` alone.
 
     Raises:
         SaeError: unknown architecture or option, or a value that the architecture refuses.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ARCHITECTURES.build(name, options, channels=channels)
+        sae = ARCHITECTURES.build(name, options, channels=channels)
+    # An import path is kept, so that whoever loads the SAE finds its class.
+    sae.architecture = name
+    return sae
 
 
 # ---- Options of architectures: frozen dataclasses that check the types of what a config gives them

@@ -43,7 +43,7 @@ class BatchTopKAutoencoder(TopKAutoencoder):
 
     architecture = "batchtopk"
     option_type = BatchTopKOptions
-    chosen: BatchTopKOptions
+    settings: BatchTopKOptions
     same_in_every_row = False
     # Σ rows · smallest survivor, and Σ rows, of processes that saw one: their ratio is the batch's.
     extra_statistics = 2
@@ -67,11 +67,11 @@ class BatchTopKAutoencoder(TopKAutoencoder):
         super().after_step()
         smallest, rows = self.statistics[..., -2:].unbind(-1)
         seen = (rows > 0).to(rows)
-        share = 1 / self.chosen.threshold_memory
+        share = 1 / self.settings.threshold_memory
         new = torch.stack([smallest / rows.clamp(min=1), seen], -1)
         self.threshold_sums.mul_(1 - share * seen[..., None]).add_(new, alpha=share)
 
-    def _activate(
+    def activate(
         self, preactivations: Float[Tensor, "*members batch modes"], batch_rows: int
     ) -> Float[Tensor, "*members batch modes"]:
         if not self.training:
@@ -83,8 +83,8 @@ class BatchTopKAutoencoder(TopKAutoencoder):
         return preactivations * ((preactivations >= wide(limit)) & (preactivations > 0))
 
     @torch.no_grad()
-    def _record(self, loadings: Float[Tensor, "*members batch modes"]) -> None:
-        super()._record(loadings)
+    def record_firing(self, loadings: Float[Tensor, "*members batch modes"]) -> None:
+        super().record_firing(loadings)
         if self.training:
             rows = self._smallest.isfinite() * loadings.shape[-2]
             self.statistics[..., -2] = self._smallest.nan_to_num(posinf=0) * rows
@@ -118,12 +118,12 @@ class MatryoshkaAutoencoder(BatchTopKAutoencoder):
 
     architecture = "matryoshka"
     option_type = MatryoshkaOptions
-    chosen: MatryoshkaOptions
+    settings: MatryoshkaOptions
 
     def __init__(self, channels: int, **options: Any) -> None:
         super().__init__(channels, **options)
         # Small dictionaries may round two prefixes to one.
-        self.prefixes = sorted({max(1, round(fraction * self.modes)) for fraction in self.chosen.prefixes})
+        self.prefixes = sorted({max(1, round(fraction * self.modes)) for fraction in self.settings.prefixes})
 
     def _reconstruction(
         self, rows: Float[Tensor, "*members batch channels"], loadings: Float[Tensor, "*members batch modes"]

@@ -36,25 +36,25 @@ class GatedAutoencoder(LinearAutoencoder):
 
     architecture = "gated"
     option_type = GatedOptions
-    chosen: GatedOptions
+    settings: GatedOptions
     mode_parameters = (*LinearAutoencoder.mode_parameters, "log_gain", "magnitude_bias")
     member_options = (*LinearAutoencoder.member_options, "l1")
     resampled_gain = 0.2
 
     def __init__(self, channels: int, **options: Any) -> None:
         super().__init__(channels, **options)
-        self.l1: float | Tensor = self.chosen.l1
+        self.l1: float | Tensor = self.settings.l1
         self.log_gain = nn.Parameter(torch.zeros(self.modes))
         self.magnitude_bias = nn.Parameter(torch.zeros(self.modes))
 
-    def _activate(
+    def activate(
         self, preactivations: Float[Tensor, "*members batch modes"], batch_rows: int
     ) -> Float[Tensor, "*members batch modes"]:
         shared = preactivations - self.encoder_bias.unsqueeze(-2)
         magnitudes = self.log_gain.exp().unsqueeze(-2) * shared + self.magnitude_bias.unsqueeze(-2)
         return magnitudes.relu() * (preactivations > 0)
 
-    def _penalties(
+    def penalties(
         self,
         rows: Float[Tensor, "*members batch channels"],
         preactivations: Float[Tensor, "*members batch modes"],
@@ -64,15 +64,15 @@ class GatedAutoencoder(LinearAutoencoder):
         by_gates = self.mode_group.sum(gates @ self.decoder.detach())
         if self.decoder_bias is not None:
             by_gates = by_gates + self.decoder_bias.detach().unsqueeze(-2)
-        return {"l1": (self.l1, self._magnitudes(gates)), "gate": (1.0, mean_square(rows - by_gates))}
+        return {"l1": (self.l1, self.magnitudes(gates)), "gate": (1.0, mean_square(rows - by_gates))}
 
-    def _restart(
+    def reinitialize(
         self,
         dead: Bool[Tensor, "*members modes"],
         scaled_rows: Float[Tensor, "*members batch channels"],
-        chosen: Int[Tensor, "*members modes"],
+        picked: Int[Tensor, "*members modes"],
         residuals: Float[Tensor, "*members modes channels"],
     ) -> None:
-        super()._restart(dead, scaled_rows, chosen, residuals)
+        super().reinitialize(dead, scaled_rows, picked, residuals)
         self.log_gain.masked_fill_(dead, 0)
         self.magnitude_bias.masked_fill_(dead, 0)

@@ -42,22 +42,22 @@ class JumpReluAutoencoder(LinearAutoencoder):
 
     architecture = "jumprelu"
     option_type = JumpReluOptions
-    chosen: JumpReluOptions
+    settings: JumpReluOptions
     mode_parameters = (*LinearAutoencoder.mode_parameters, "log_threshold")
     member_options = (*LinearAutoencoder.member_options, "l0", "bandwidth")
 
     def __init__(self, channels: int, **options: Any) -> None:
         super().__init__(channels, **options)
-        self.l0: float | Tensor = self.chosen.l0
-        self.bandwidth: float | Tensor = self.chosen.bandwidth
-        self.log_threshold = nn.Parameter(torch.full((self.modes,), log(self.chosen.initial_threshold)))
+        self.l0: float | Tensor = self.settings.l0
+        self.bandwidth: float | Tensor = self.settings.bandwidth
+        self.log_threshold = nn.Parameter(torch.full((self.modes,), log(self.settings.initial_threshold)))
 
     @property
     def threshold(self) -> Float[Tensor, "*members modes"]:
         """θ, in units of scaled rows."""
         return self.log_threshold.exp()
 
-    def _activate(
+    def activate(
         self, preactivations: Float[Tensor, "*members batch modes"], batch_rows: int
     ) -> Float[Tensor, "*members batch modes"]:
         threshold = self.threshold.unsqueeze(-2)
@@ -66,7 +66,7 @@ class JumpReluAutoencoder(LinearAutoencoder):
             return loadings
         return loadings + threshold.detach() * self._pull(preactivations)
 
-    def _penalties(
+    def penalties(
         self,
         rows: Float[Tensor, "*members batch channels"],
         preactivations: Float[Tensor, "*members batch modes"],
@@ -81,12 +81,12 @@ class JumpReluAutoencoder(LinearAutoencoder):
         window = ((preactivations - threshold).abs() < width / 2).to(preactivations) / width
         return window.detach() * (threshold.detach() - threshold)
 
-    def _restart(
+    def reinitialize(
         self,
         dead: Bool[Tensor, "*members modes"],
         scaled_rows: Float[Tensor, "*members batch channels"],
-        chosen: Int[Tensor, "*members modes"],
+        picked: Int[Tensor, "*members modes"],
         residuals: Float[Tensor, "*members modes channels"],
     ) -> None:
-        super()._restart(dead, scaled_rows, chosen, residuals)
-        self.log_threshold.masked_fill_(dead, log(self.chosen.initial_threshold))
+        super().reinitialize(dead, scaled_rows, picked, residuals)
+        self.log_threshold.masked_fill_(dead, log(self.settings.initial_threshold))

@@ -29,13 +29,13 @@ class LinearOptions(TrainedOptions):
 class LinearAutoencoder(TrainedAutoencoder):
     """Preactivations a = (x − b) Eᵀ + c, loadings z = f(a), reconstruction x̂ = z D + b, ‖D_m‖ = 1 by option.
 
-    A subclass defines f (``_activate``) and what its loss adds to mean (x − x̂)² (``_penalties``).
+    A subclass defines f (``activate``) and what its loss adds to mean (x − x̂)² (``penalties``).
 
     Start: E = D (tied), rows of D random directions, b the geometric median of the first rows, c = 0.
     """
 
     option_type = LinearOptions
-    chosen: LinearOptions
+    settings: LinearOptions
     mode_parameters: ClassVar[tuple[str, ...]] = ("encoder", "encoder_bias", "decoder")
     member_options: ClassVar[tuple[str, ...]] = ("auxk_coefficient",)
     resampled_gain: ClassVar[float] = 1.0
@@ -48,11 +48,11 @@ class LinearAutoencoder(TrainedAutoencoder):
         self.decoder = nn.Parameter(unit_rows(directions.abs() if self.nonnegative else directions))
         self.encoder = nn.Parameter(self.decoder.detach().clone())
         self.encoder_bias = nn.Parameter(torch.zeros(self.modes))
-        has_bias = self.chosen.decoder_bias != "none"
+        has_bias = self.settings.decoder_bias != "none"
         self.register_parameter("decoder_bias", nn.Parameter(torch.zeros(channels)) if has_bias else None)
 
     def encode_scaled(self, rows: Float[Tensor, "*members batch channels"]) -> Float[Tensor, "*members batch modes"]:
-        return self._activate(self._preactivations(rows), rows.shape[-2])
+        return self.activate(self._preactivations(rows), rows.shape[-2])
 
     def decode_scaled(
         self, loadings: Float[Tensor, "*members batch modes"]
@@ -68,11 +68,11 @@ class LinearAutoencoder(TrainedAutoencoder):
     def loss(self, rows: Float[Tensor, "*members batch channels"], batch_rows: int | None = None) -> Loss:
         rows = self.scaled(rows)
         preactivations = self._preactivations(rows)
-        loadings = self._activate(preactivations, rows.shape[-2] if batch_rows is None else batch_rows)
-        self._record(loadings)
+        loadings = self.activate(preactivations, rows.shape[-2] if batch_rows is None else batch_rows)
+        self.record_firing(loadings)
         reconstruction, errors = self._reconstruction(rows, loadings)
         terms: dict[str, tuple[float | Tensor, Tensor]] = {"reconstruction": (1.0, reconstruction)}
-        terms |= self._penalties(rows, preactivations, loadings)
+        terms |= self.penalties(rows, preactivations, loadings)
         auxiliary = self._auxiliary_loss(preactivations, errors)
         if auxiliary is not None:
             terms["auxiliary"] = (self.auxk_coefficient, auxiliary)
@@ -81,7 +81,7 @@ class LinearAutoencoder(TrainedAutoencoder):
     @torch.no_grad()
     def before_step(self) -> None:
         """Take out of each dictionary row's gradient the part along the row, which the norm would undo."""
-        if self.chosen.normalize and self.decoder.grad is not None:
+        if self.settings.normalize and self.decoder.grad is not None:
             for gradient, atoms in zip(_blocks(self.decoder.grad), _blocks(self.decoder), strict=True):
                 gradient.addcmul_((gradient * atoms).sum(-1, keepdim=True), atoms, value=-1)
 
@@ -90,18 +90,18 @@ class LinearAutoencoder(TrainedAutoencoder):
         """Bring the dictionary back to its constraints, and count who fired."""
         if self.nonnegative:
             self.decoder.clamp_(min=0)
-        if self.chosen.normalize:
+        if self.settings.normalize:
             norms = torch.linalg.vector_norm(self.decoder, dim=-1, keepdim=True)
             self.decoder.div_(norms.clamp_min_(SMALLEST_NORM))
         super().after_step()
 
-    def _activate(
+    def activate(
         self, preactivations: Float[Tensor, "*members batch modes"], batch_rows: int
     ) -> Float[Tensor, "*members batch modes"]:
         """Loadings; ``batch_rows`` counts the rows of the whole batch, of which these may be a share."""
         raise NotImplementedError
 
-    def _penalties(
+    def penalties(
         self,
         rows: Float[Tensor, "*members batch channels"],
         preactivations: Float[Tensor, "*members batch modes"],
@@ -135,21 +135,21 @@ class LinearAutoencoder(TrainedAutoencoder):
         offset = _Offset.apply(self.encoder_bias, bias, self.encoder.detach())
         return offset, rows - bias.detach().unsqueeze(-2)
 
-    def _magnitudes(self, loadings: Float[Tensor, "*members batch modes"]) -> Float[Tensor, "*members"]:
+    def magnitudes(self, loadings: Float[Tensor, "*members batch modes"]) -> Float[Tensor, "*members"]:
         """Σ_m z_m ‖D_m‖ / √channels, averaged over rows: the L1 norm that no rescaling of modes can change.
 
         Divided by √channels, because rows of unit variance have about that norm: so a weight means the same
         at layers of any width.
         """
-        sizes = loadings if self.chosen.normalize else loadings * self.decoder.norm(dim=-1).unsqueeze(-2)
+        sizes = loadings if self.settings.normalize else loadings * self.decoder.norm(dim=-1).unsqueeze(-2)
         total = sizes.sum((-2, -1)) / max(loadings.shape[-2], 1)
         return self.mode_group.sum(total) / self.channels**0.5
 
-    def _restart(
+    def reinitialize(
         self,
         dead: Bool[Tensor, "*members modes"],
         scaled_rows: Float[Tensor, "*members batch channels"],
-        chosen: Int[Tensor, "*members modes"],
+        picked: Int[Tensor, "*members modes"],
         residuals: Float[Tensor, "*members modes channels"],
     ) -> None:
         directions = unit_rows(residuals.relu() if self.nonnegative else residuals)
@@ -167,9 +167,9 @@ class LinearAutoencoder(TrainedAutoencoder):
         return torch.where(count > 0, total / count.clamp(min=1), torch.ones_like(total))
 
     def _start_from(self, scaled_rows: Float[Tensor, "rows channels"]) -> None:
-        if self.decoder_bias is None or self.chosen.decoder_bias == "zero":
+        if self.decoder_bias is None or self.settings.decoder_bias == "zero":
             return
-        middle = geometric_median if self.chosen.decoder_bias == "geometric_median" else _mean
+        middle = geometric_median if self.settings.decoder_bias == "geometric_median" else _mean
         self.decoder_bias.copy_(middle(scaled_rows))
 
 

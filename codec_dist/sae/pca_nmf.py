@@ -85,7 +85,7 @@ class PcaAutoencoder(FittedAutoencoder):
 
     architecture = "pca"
     option_type = PcaOptions
-    chosen: PcaOptions
+    settings: PcaOptions
     mean: Float[Tensor, "channels"]
     variances: Float[Tensor, "modes"]
     """Of the loadings: the eigenvalues of the covariance of scaled rows."""
@@ -98,9 +98,9 @@ class PcaAutoencoder(FittedAutoencoder):
     def encode_scaled(self, rows: Float[Tensor, "batch channels"]) -> Float[Tensor, "batch modes"]:
         self._check_fitted()
         scores = (rows - self.mean) @ self.decoder.T
-        if self.chosen.k is None:
+        if self.settings.k is None:
             return scores
-        largest = scores.abs().topk(self.chosen.k, dim=-1).indices
+        largest = scores.abs().topk(self.settings.k, dim=-1).indices
         return torch.zeros_like(scores).scatter(-1, largest, scores.gather(-1, largest))
 
     def decode_scaled(self, loadings: Float[Tensor, "batch modes"]) -> Float[Tensor, "batch channels"]:
@@ -163,7 +163,7 @@ class NmfAutoencoder(FittedAutoencoder):
 
     architecture = "nmf"
     option_type = NmfOptions
-    chosen: NmfOptions
+    settings: NmfOptions
 
     @property
     def _flips(self) -> bool:
@@ -171,7 +171,7 @@ class NmfAutoencoder(FittedAutoencoder):
 
     def encode_scaled(self, rows: Float[Tensor, "batch channels"]) -> Float[Tensor, "batch modes"]:
         self._check_fitted()
-        return nonnegative_loadings(rows, self.decoder, self.chosen.iterations)
+        return nonnegative_loadings(rows, self.decoder, self.settings.iterations)
 
     def decode_scaled(self, loadings: Float[Tensor, "batch modes"]) -> Float[Tensor, "batch channels"]:
         self._check_fitted()
@@ -186,7 +186,7 @@ class NmfAutoencoder(FittedAutoencoder):
         """
         from sklearn.decomposition import NMF
 
-        kept = _reservoir((self.scaled(rows.to(self.decoder)) for rows in batches), self.chosen)
+        kept = _reservoir((self.scaled(rows.to(self.decoder)) for rows in batches), self.settings)
         if not len(kept):
             raise SaeError("nmf cannot be fitted on no rows")
         if (kept < 0).any():
@@ -195,7 +195,7 @@ class NmfAutoencoder(FittedAutoencoder):
                 f"nmf needs channels of one sign, but channel {channel} has both: decompose the positive or the "
                 "negative part, or choose another architecture"
             )
-        options: dict[str, Any] = {"max_iter": self.chosen.iterations, "random_state": self.chosen.seed}
+        options: dict[str, Any] = {"max_iter": self.settings.iterations, "random_state": self.settings.seed}
         start = "nndsvda" if self.modes <= min(kept.shape) else "random"
         found = NMF(self.modes, init=start, **options)
         found.fit(kept.double().cpu().numpy())

@@ -32,24 +32,24 @@ class ReluAutoencoder(LinearAutoencoder):
 
     architecture = "relu"
     option_type = ReluOptions
-    chosen: ReluOptions
+    settings: ReluOptions
     member_options = (*LinearAutoencoder.member_options, "l1")
     # Small, so that revived modes do not disturb the reconstruction at once (Bricken et al.).
     resampled_gain = 0.2
 
     def __init__(self, channels: int, **options: Any) -> None:
         super().__init__(channels, **options)
-        self.l1: float | Tensor = self.chosen.l1
+        self.l1: float | Tensor = self.settings.l1
 
-    def _activate(
+    def activate(
         self, preactivations: Float[Tensor, "*members batch modes"], batch_rows: int
     ) -> Float[Tensor, "*members batch modes"]:
         return preactivations.relu()
 
-    def _penalties(
+    def penalties(
         self,
         rows: Float[Tensor, "*members batch channels"],
         preactivations: Float[Tensor, "*members batch modes"],
         loadings: Float[Tensor, "*members batch modes"],
     ) -> dict[str, tuple[float | Tensor, Tensor]]:
-        return {"l1": (self.l1, self._magnitudes(loadings))}
+        return {"l1": (self.l1, self.magnitudes(loadings))}

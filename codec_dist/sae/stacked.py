@@ -145,7 +145,9 @@ class StackedAutoencoder(nn.Module):
 def empty_like(sae: TrainedAutoencoder, options: Mapping[str, Any] | None = None) -> TrainedAutoencoder:
     """An SAE of the same kind whose tensors hold nothing yet: to be given each by :func:`place`."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return type(sae)(sae.channels, **(sae.options if options is None else options))
+        empty = type(sae)(sae.channels, **(sae.options if options is None else options))
+    empty.architecture = sae.architecture
+    return empty
 
 
 def tensors_of(sae: TrainedAutoencoder) -> dict[str, Tensor]:

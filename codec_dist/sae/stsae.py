@@ -75,17 +75,17 @@ class StsaeAutoencoder(TrainedAutoencoder):
 
     architecture = "stsae"
     option_type = StsaeOptions
-    chosen: StsaeOptions
+    settings: StsaeOptions
     mode_parameters = ("codes.weight", "decoder")
     member_options = ("threshold", "l1", "auxk_coefficient")
 
     def __init__(self, channels: int, **options: Any) -> None:
         super().__init__(channels, **options)
-        hidden = self.chosen.hidden
+        hidden = self.settings.hidden
         assert hidden is not None
-        self.threshold: float | Tensor = self.chosen.threshold
-        self.l1: float | Tensor = self.chosen.l1
-        self.dropout = self.chosen.dropout
+        self.threshold: float | Tensor = self.settings.threshold
+        self.l1: float | Tensor = self.settings.l1
+        self.dropout = self.settings.dropout
         self.first, self.first_norm = nn.Linear(channels, hidden), nn.LayerNorm(hidden)
         self.second, self.second_norm = nn.Linear(hidden, hidden), nn.LayerNorm(hidden)
         self.codes = nn.Linear(hidden, self.modes, bias=False)
@@ -106,7 +106,7 @@ class StsaeAutoencoder(TrainedAutoencoder):
         rows = self.scaled(rows)
         codes = self._codes(rows)
         loadings = self._mask(codes)
-        self._record(loadings)
+        self.record_firing(loadings)
         errors = rows - self.decode_scaled(loadings)
         elements = self.modes * self.channels
         sparsity = self.mode_group.sum(self.atoms().abs().sum((-2, -1))) / elements
@@ -143,7 +143,7 @@ class StsaeAutoencoder(TrainedAutoencoder):
         return hidden * kept.div_(1 - self.dropout)
 
     def _start_from(self, scaled_rows: Float[Tensor, "rows channels"]) -> None:
-        if self.chosen.initial_l0 is None:
+        if self.settings.initial_l0 is None:
             return
         training = self.training
         self.eval()
@@ -151,7 +151,7 @@ class StsaeAutoencoder(TrainedAutoencoder):
         self.train(training)
         logit = self._logit()
         assert isinstance(logit, float)  # a stack is made of SAEs that have started
-        self.codes.weight.copy_(firing_weights(hidden, self.codes.weight, self.chosen.initial_l0, logit))
+        self.codes.weight.copy_(firing_weights(hidden, self.codes.weight, self.settings.initial_l0, logit))
 
     def _logit(self) -> float | Tensor:
         """The threshold as a logit, shaped to go with [members, modes]."""
@@ -159,11 +159,11 @@ class StsaeAutoencoder(TrainedAutoencoder):
             return self.threshold.logit().unsqueeze(-1)
         return log(self.threshold / (1 - self.threshold))
 
-    def _restart(
+    def reinitialize(
         self,
         dead: Bool[Tensor, "*members modes"],
         scaled_rows: Float[Tensor, "*members batch channels"],
-        chosen: Int[Tensor, "*members modes"],
+        picked: Int[Tensor, "*members modes"],
         residuals: Float[Tensor, "*members modes channels"],
     ) -> None:
         training = self.training
@@ -171,7 +171,7 @@ class StsaeAutoencoder(TrainedAutoencoder):
         hidden = self._hidden(scaled_rows)
         self.train(training)
         mean = hidden.mean(-2, keepdim=True)
-        direction = pick_rows(hidden, chosen) - mean
+        direction = pick_rows(hidden, picked) - mean
         # The shortest weights with the two stated logits: along the mean, and along what is special in the row.
         along = (direction * mean).sum(-1) / mean.square().sum(-1)
         special = direction - along.unsqueeze(-1) * mean

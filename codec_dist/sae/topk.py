@@ -46,7 +46,7 @@ class TopKAutoencoder(LinearAutoencoder):
 
     architecture = "topk"
     option_type = TopKOptions
-    chosen: TopKOptions
+    settings: TopKOptions
     member_options = (*LinearAutoencoder.member_options, "k")
     # Whether the same number of loadings survives in every row, so that sparse products can be used.
     same_in_every_row: ClassVar[bool] = True
@@ -54,7 +54,7 @@ class TopKAutoencoder(LinearAutoencoder):
 
     def __init__(self, channels: int, **options: Any) -> None:
         super().__init__(channels, **options)
-        self.k = self.chosen.k
+        self.k = self.settings.k
         self.register_buffer("k_of_member", None, persistent=False)
 
     def take_members(self, name: str, values: Sequence[Any]) -> None:
@@ -103,7 +103,7 @@ class TopKAutoencoder(LinearAutoencoder):
         large = self.modes * self.channels >= SPARSE_ELEMENTS
         return large and self.k_of_member is None and SPARSE * self.k <= self.modes
 
-    def _activate(
+    def activate(
         self, preactivations: Float[Tensor, "*members batch modes"], batch_rows: int
     ) -> Float[Tensor, "*members batch modes"]:
         values, modes = strongest(preactivations, self.k, self.k_of_member, self.mode_group)

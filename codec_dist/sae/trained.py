@@ -28,24 +28,24 @@ class TrainedAutoencoder(SparseAutoencoder):
     """
 
     option_type = TrainedOptions
-    chosen: TrainedOptions
+    settings: TrainedOptions
     extra_statistics: ClassVar[int] = 0
     samples_since_fired: Int[Tensor, "*members modes"]
     """Training samples since each mode fired."""
 
     def __init__(self, channels: int, **options: Any) -> None:
         super().__init__(channels, **options)
-        assert self.chosen.auxk is not None
-        self.auxk: int = self.chosen.auxk
-        self.auxk_coefficient: float | Tensor = self.chosen.auxk_coefficient
-        self.nonnegative = self.chosen.nonnegative
+        assert self.settings.auxk is not None
+        self.auxk: int = self.settings.auxk
+        self.auxk_coefficient: float | Tensor = self.settings.auxk_coefficient
+        self.nonnegative = self.settings.nonnegative
         self.register_buffer("samples_since_fired", torch.zeros(self.modes, dtype=torch.int64))
         self.statistics = torch.zeros(self.modes + 1 + self.extra_statistics)
 
     @property
     def dead(self) -> Bool[Tensor, "*members modes"]:
         """Which modes have not fired during the last ``dead_window`` training samples."""
-        return self.samples_since_fired >= self.chosen.dead_window
+        return self.samples_since_fired >= self.settings.dead_window
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -87,16 +87,16 @@ class TrainedAutoencoder(SparseAutoencoder):
         dead = self.dead
         before = self.mode_group.gather(dead.sum(-1))[: self.mode_group.rank].sum(0)
         number = (dead.cumsum(-1) - 1 + before[..., None]).clamp(min=0) % errors.shape[-2]
-        chosen = _draw(errors.square().sum(-1), seed).gather(-1, number)
-        self._restart(dead, scaled, chosen, pick_rows(errors, chosen))
+        picked = _draw(errors.square().sum(-1), seed).gather(-1, number)
+        self.reinitialize(dead, scaled, picked, pick_rows(errors, picked))
         self.samples_since_fired.masked_fill_(dead, 0)
         return dead
 
-    def _restart(
+    def reinitialize(
         self,
         dead: Bool[Tensor, "*members modes"],
         scaled_rows: Float[Tensor, "*members batch channels"],
-        chosen: Int[Tensor, "*members modes"],
+        picked: Int[Tensor, "*members modes"],
         residuals: Float[Tensor, "*members modes channels"],
     ) -> None:
         """Set the parameters of ``dead`` modes, given for every mode a row's number and its residual."""
@@ -104,10 +104,10 @@ class TrainedAutoencoder(SparseAutoencoder):
 
     @property
     def _flips(self) -> bool:
-        return self.chosen.nonnegative
+        return self.settings.nonnegative
 
     @torch.no_grad()
-    def _record(self, loadings: Float[Tensor, "*members batch modes"]) -> None:
+    def record_firing(self, loadings: Float[Tensor, "*members batch modes"]) -> None:
         modes = loadings.shape[-1]
         self.statistics[..., :modes] = (loadings > 0).sum(-2)
         self.statistics[..., modes] = loadings.shape[-2]
@@ -175,7 +175,8 @@ def _draw(losses: Float[Tensor, "*members batch"], seed: int | Sequence[int]) ->
     """All rows in an order in which rows with a large loss tend to come first: draws ∝ loss², without replacement."""
     seeds = [seed] if isinstance(seed, int) else list(seed)
     noise = [
-        torch.rand(losses.shape[-1], generator=torch.Generator().manual_seed(one), dtype=torch.float64) for one in seeds
+        torch.rand(losses.shape[-1], generator=torch.Generator().manual_seed(each), dtype=torch.float64)
+        for each in seeds
     ]
     # The Gumbel trick: adding this noise to log weights and sorting is drawing by the weights.
     gumbel = -torch.log(-torch.log(torch.stack(noise).clamp(1e-300, 1 - 1e-16))).to(losses.device)

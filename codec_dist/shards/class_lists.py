@@ -146,9 +146,9 @@ def _order_notes(names: Sequence[str], what: str) -> list[str]:
 def _larger_number_first(name: str, following: str) -> bool:
     """Whether names first differ in a number, which is the larger in the first: ``class_10``, ``class_2``."""
     parts = (re.findall(r"[0-9]+|[^0-9]+", each) for each in (name, following))
-    for one, other in zip(*parts):
-        if one != other:
-            return bool(INTEGER.fullmatch(one) and INTEGER.fullmatch(other)) and int(one) > int(other)
+    for left, right in zip(*parts):
+        if left != right:
+            return bool(INTEGER.fullmatch(left) and INTEGER.fullmatch(right)) and int(left) > int(right)
     return False
 
 

@@ -18,7 +18,7 @@ class FolderTree(NamedTuple):
     folders: list[str]
     """Names of the subfolders, sorted; those that were reached again through a link are left out."""
     files: list[str]
-    """Relative paths of the files of the suffixes that were asked for, by folder and name."""
+    """Relative paths of the files of the suffixes that were requested for, by folder and name."""
     left_out: Tally
     """Everything else: files, and links to folders that were reached already."""
 

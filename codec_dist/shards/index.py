@@ -27,8 +27,10 @@ FORMAT_VERSION = "1"
 SHARDS_SCHEMA = pa.schema(
     [("name", pa.string()), ("samples", pa.int64()), ("bytes", pa.int64()), ("fingerprint", pa.string())]
 )
-# Only where there are faults: most data sets have none.
-FAULTS = pa.field("faults", pa.list_(pa.struct([("position", pa.int32()), ("reason", pa.string())])))
+# Only where there are problems: most data sets have none.
+# The name of the column in files of earlier versions.
+OLD_PROBLEMS = "faults"
+PROBLEMS = pa.field("problems", pa.list_(pa.struct([("position", pa.int32()), ("reason", pa.string())])))
 
 CLASSES_FILE = "classes.json"
 
@@ -63,9 +65,9 @@ class ShardIndex:
         return sum(shard.samples for shard in self.shards)
 
     @property
-    def fault_count(self) -> int:
+    def problem_count(self) -> int:
         """Samples of which the index alone tells that they cannot be used."""
-        return sum(len(shard.faults) for shard in self.shards)
+        return sum(len(shard.problems) for shard in self.shards)
 
     def samples(self) -> pa.Table:
         """Table (shard: str, position: int32, key: str, label: int32, null if unlabelled), by shard and position.
@@ -149,19 +151,19 @@ def limit_samples(index: ShardIndex, n: int) -> ShardIndex:
     for shard in index.shards:
         if left <= 0:
             break
-        faults = tuple(fault for fault in shard.faults if fault[0] < left)
-        shards.append(replace(shard, samples=min(shard.samples, left), faults=faults))
+        problems = tuple(problem for problem in shard.problems if problem[0] < left)
+        shards.append(replace(shard, samples=min(shard.samples, left), problems=problems))
         left -= shard.samples
     fingerprint = fingerprint_of(shards, index.label_field)
     return replace(index, shards=tuple(shards), fingerprint=fingerprint)
 
 
 def fingerprint_of(shards: Iterable[ShardInfo], label_field: str) -> str:
-    """Hash of a data set: its shards' names, counts, fingerprints and faults, and where labels are read from."""
+    """Hash of a data set: its shards' names, counts, fingerprints and problems, and where labels are read from."""
     entries = []
     for shard in shards:
-        faults = [[position for position, _ in shard.faults]] if shard.faults else []
-        entries.append([shard.name, shard.samples, shard.fingerprint, *faults])
+        problems = [[position for position, _ in shard.problems]] if shard.problems else []
+        entries.append([shard.name, shard.samples, shard.fingerprint, *problems])
     return hash_json([label_field, entries])
 
 
@@ -295,8 +297,8 @@ def write_tables(
     """
     metadata = {"format": FORMAT_VERSION} | metadata
     schema, rows = SHARDS_SCHEMA, [_row(shard) for shard in shards]
-    if any(shard.faults for shard in shards):
-        schema = schema.append(FAULTS)
+    if any(shard.problems for shard in shards):
+        schema = schema.append(PROBLEMS)
     place.write(_samples_file(stem), _serialise(samples, metadata))
     place.write(_index_file(stem), _serialise(pa.Table.from_pylist(rows, schema=schema), metadata))
 
@@ -315,7 +317,7 @@ def read_shards(place: Location, stem: str) -> tuple[tuple[ShardInfo, ...], dict
     metadata = _metadata(table)
     if metadata.get("format") != FORMAT_VERSION or not _has_shards(table):
         raise ShardError(f"{place.path(file)} is not an index of shards that this version reads: {how_to_index(place)}")
-    known = [name for name in (*SHARDS_SCHEMA.names, FAULTS.name) if name in table.column_names]
+    known = [name for name in (*SHARDS_SCHEMA.names, PROBLEMS.name, OLD_PROBLEMS) if name in table.column_names]
     return tuple(_shard(row) for row in table.select(known).to_pylist()), metadata
 
 
@@ -348,12 +350,12 @@ def _samples_file(stem: str) -> str:
 
 
 def _row(shard: ShardInfo) -> dict[str, Any]:
-    return vars(shard) | {"faults": [{"position": position, "reason": reason} for position, reason in shard.faults]}
+    return vars(shard) | {"problems": [{"position": position, "reason": reason} for position, reason in shard.problems]}
 
 
 def _shard(row: dict[str, Any]) -> ShardInfo:
-    faults = tuple((fault["position"], fault["reason"]) for fault in row.pop("faults", None) or ())
-    return ShardInfo(**row, faults=faults)
+    found = [*(row.pop(PROBLEMS.name, None) or ()), *(row.pop(OLD_PROBLEMS, None) or ())]
+    return ShardInfo(**row, problems=tuple((problem["position"], problem["reason"]) for problem in found))
 
 
 def _has_shards(table: pa.Table) -> bool:

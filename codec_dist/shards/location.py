@@ -77,7 +77,7 @@ class Retries:
         return itertools.islice((min(self.pause * 2**n, self.longest) for n in itertools.count()), self.attempts - 1)
 
     def call(self, action: Callable[[], T], what: str) -> T:
-        """The result of ``action``, tried again while its faults are passing ones; the last fault is raised."""
+        """The result of ``action``, tried again while its errors are passing ones; the last is raised."""
         for pause in self.pauses():
             try:
                 return action()
@@ -154,7 +154,7 @@ class Location:
         """
         if self.scheme in WEB and self.pattern is not None and self.pattern.is_exact:
             return {name: self.size(name) for name in sorted(self.pattern.names)}  # many web servers list nothing
-        with self._faults("list"):
+        with self._explained_errors("list"):
             entries = self._retries.call(lambda: self._files.ls(self.folder, detail=True), self.folder)
         sizes = {self._name_of(entry): entry.get("size") for entry in entries}
         meant = [name for name in sorted(sizes) if self.pattern is None or self.pattern.matches(name)]
@@ -190,13 +190,13 @@ class Location:
 
     def size(self, name: str) -> int | None:
         """Size in bytes of the file ``name``, None where the server does not tell."""
-        with self._faults("read", name):
+        with self._explained_errors("read", name):
             size = self._retries.call(lambda: self._files.info(self.path(name)), self.path(name)).get("size")
         return None if size is None else int(size)
 
     def read(self, name: str) -> bytes | None:
         """Content of the file ``name``, None if there is none."""
-        with self._faults("read", name):
+        with self._explained_errors("read", name):
             try:
                 return bytes(self._retries.call(lambda: self._files.cat_file(self.path(name)), self.path(name)))
             except FileNotFoundError:
@@ -226,12 +226,12 @@ class Location:
     def open(self, name: str, size: int | None = None) -> Iterator[Readable]:
         """The file ``name`` (of ``size`` bytes, where that is known) as a stream, read from front to back."""
         if self.is_local:
-            with self._faults("read", name):
+            with self._explained_errors("read", name):
                 file = self._files.open(self.path(name), "rb")
         else:
             file = ResumingStream(lambda start: self._open_at(name, start), size, self._retries, self.path(name))
         try:
-            yield _Explained(file, lambda: self._faults("read", name))
+            yield _Explained(file, lambda: self._explained_errors("read", name))
         finally:
             file.close()
 
@@ -265,7 +265,7 @@ class Location:
         return {"client_kwargs": {"timeout": timeout}}
 
     @contextmanager
-    def _faults(self, verb: str, name: str = "") -> Iterator[None]:
+    def _explained_errors(self, verb: str, name: str = "") -> Iterator[None]:
         place = self.path(name) if name else self.folder
         try:
             yield
@@ -274,7 +274,7 @@ class Location:
         except FileNotFoundError as error:
             if error.__cause__ is not None and is_transient(error.__cause__):
                 # fsspec calls any file that a web server does not tell of missing.
-                raise _fault(verb, place, error.__cause__) from error
+                raise _explained_error(verb, place, error.__cause__) from error
             what = "file" if name else "folder"
             raise ShardError(
                 f"cannot {verb} {place}: there is no such {what}; check the path in data.shards"
@@ -282,7 +282,7 @@ class Location:
         except NotADirectoryError as error:
             raise ShardError(f"cannot {verb} {place}: it is a file; name the folder that holds the shards") from error
         except Exception as error:
-            raise _fault(verb, place, error) from error
+            raise _explained_error(verb, place, error) from error
 
 
 def shards_folder(location: str | Path) -> str:
@@ -291,18 +291,18 @@ def shards_folder(location: str | Path) -> str:
 
 
 class _Explained:
-    """A stream whose faults say what could not be read."""
+    """A stream whose errors say what could not be read."""
 
-    def __init__(self, stream: Any, faults: Callable[[], AbstractContextManager[None]]) -> None:
-        self._stream, self._faults = stream, faults
+    def __init__(self, stream: Any, explained: Callable[[], AbstractContextManager[None]]) -> None:
+        self._stream, self._explained = stream, explained
 
     def read(self, size: int = -1) -> bytes:
-        with self._faults():
+        with self._explained():
             piece: bytes = self._stream.read(size)
         return piece
 
 
-def _fault(verb: str, place: str, error: BaseException) -> ShardError:
+def _explained_error(verb: str, place: str, error: BaseException) -> ShardError:
     return ShardError(f"cannot {verb} {place}: {type(error).__name__}: {' '.join(str(error).split())}")
 
 
@@ -340,7 +340,7 @@ class ResumingStream:
     Args:
         open_at: opens the file so that the next byte read is that of the given number.
         size: bytes of the file, where known: a stream that ends before is broken.
-        what: the file, for what is told while waiting.
+        what: the file, for the message while waiting.
     """
 
     def __init__(self, open_at: Callable[[int], _Opened], size: int | None, retries: Retries, what: str) -> None:
@@ -376,8 +376,8 @@ class ResumingStream:
 def _status(error: BaseException) -> int | None:
     """The HTTP status that an error of aiohttp, botocore or gcsfs tells of."""
     response = getattr(error, "response", None)
-    told = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
-    for status in (told, getattr(error, "status", None)):
+    recognised = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
+    for status in (recognised, getattr(error, "status", None)):
         if isinstance(status, int):
             return status
     # gcsfs calls it so, with a number or its digits.

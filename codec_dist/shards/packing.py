@@ -25,7 +25,7 @@ from codec_dist.shards.samples import AddressableSource, Sample, check_key, chec
 from codec_dist.shards.scanning import SAMPLES_SCHEMA, ShardInfo
 from codec_dist.utils import Progress
 
-# Samples that are asked of an addressable source together.
+# Samples that are requested of an addressable source together.
 READ_AT_ONCE = 256
 # Sources with fewer images are read before a bar could be seen.
 SHOWN_FROM = 10_000
@@ -76,7 +76,7 @@ def pack(
     if not re.fullmatch(r"[\w-]+", name):
         raise ShardError(f"the shards' name {name!r} is not made of letters, digits, - and _")
     if samples_per_shard < 1:
-        raise ShardError(f"{samples_per_shard} samples per shard were asked: at least 1 is needed")
+        raise ShardError(f"{samples_per_shard} samples per shard were requested: at least 1 is needed")
     work = destination.parent / f".{destination.name}.partial"
     shutil.rmtree(work, ignore_errors=True)  # left by a packing that was killed
     work.mkdir(parents=True)

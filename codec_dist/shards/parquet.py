@@ -229,14 +229,14 @@ def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
     }
 
 
-def _image_column(schema: pa.Schema, asked: str | None, file: Path) -> str:
+def _image_column(schema: pa.Schema, requested: str | None, file: Path) -> str:
     possible = [field.name for field in schema if _holds_bytes(field.type)]
-    if asked is not None:
-        if asked not in schema.names:
-            raise ShardError(f"{file} has no column {asked!r} for images: {suggestion(asked, schema.names)}")
-        if asked not in possible:
-            raise ShardError(f"the column {asked!r} of {file} is {schema.field(asked).type}: images are bytes")
-        return asked
+    if requested is not None:
+        if requested not in schema.names:
+            raise ShardError(f"{file} has no column {requested!r} for images: {suggestion(requested, schema.names)}")
+        if requested not in possible:
+            raise ShardError(f"the column {requested!r} of {file} is {schema.field(requested).type}: images are bytes")
+        return requested
     if len(possible) != 1:
         found = f"the columns {', '.join(possible)} may hold images" if possible else "no column can hold images"
         raise ShardError(f"{found} in {file} (columns: {', '.join(schema.names)}): name one with --image-column")
@@ -244,15 +244,17 @@ def _image_column(schema: pa.Schema, asked: str | None, file: Path) -> str:
 
 
 def _label_column(
-    schema: pa.Schema, asked: str | None, names: dict[str, list[str]], image: str, file: Path
+    schema: pa.Schema, requested: str | None, names: dict[str, list[str]], image: str, file: Path
 ) -> str | None:
-    if asked is not None and asked not in schema.names:
-        if asked == NO_LABELS:
+    if requested is not None and requested not in schema.names:
+        if requested == NO_LABELS:
             return None
-        raise ShardError(f"{file} has no column {asked!r} for labels: {suggestion(asked, schema.names)}")
+        raise ShardError(f"{file} has no column {requested!r} for labels: {suggestion(requested, schema.names)}")
     candidates = [name for name in schema.names if name != image and (name in names or _is_label_name(name))]
     possible = (
-        [asked] if asked else [c for c in candidates if not pa.types.is_nested(schema.field(c).type)] or candidates
+        [requested]
+        if requested
+        else [c for c in candidates if not pa.types.is_nested(schema.field(c).type)] or candidates
     )
     if len(possible) > 1:
         raise ShardError(

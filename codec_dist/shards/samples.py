@@ -122,7 +122,7 @@ def read_label(members: Mapping[str, bytes], label_field: str) -> tuple[int | No
         label_field: an extension such as ``cls``, or ``json:FIELD``.
 
     Returns:
-        (label, None), (None, None) for a sample without label, or (None, fault).
+        (label, None), (None, None) for a sample without label, or (None, problem).
     """
     extension, _, field = label_field.partition(":")
     content = members.get(extension.lower())

@@ -24,7 +24,7 @@ class ShardInfo:
     """Bad ones included."""
     bytes: int
     fingerprint: str
-    faults: tuple[tuple[int, str], ...] = ()
+    problems: tuple[tuple[int, str], ...] = ()
     """Position and reason of samples that cannot be used, as far as only a scan of the whole tar, or the class
     names, tell: keys that occur again, labels without a class."""
 
@@ -58,7 +58,7 @@ def scan_shard(
         place: folder of the tar.
         name: file name of the tar.
         label_field: extension of the member with the label, or ``json:FIELD``.
-        classes: number of classes, where the data set names them: labels from this number on are faults.
+        classes: number of classes, where the data set names them: labels from this number on are problems.
         size: bytes of the tar, where known.
         image_fields: extensions that hold images; those with dots decide what is one sample.
 
@@ -76,7 +76,7 @@ def scan_shard(
     columns = [[name] * len(rows.keys), range(len(rows.keys)), rows.keys, rows.labels]
     arrays = [pa.array(list(column), kind.type) for column, kind in zip(columns, SAMPLES_SCHEMA)]
     table = pa.Table.from_arrays(arrays, schema=SAMPLES_SCHEMA)
-    info = ShardInfo(name, len(rows.keys), stream.bytes, fingerprint, tuple(sorted(rows.faults.items())))
+    info = ShardInfo(name, len(rows.keys), stream.bytes, fingerprint, tuple(sorted(rows.problems.items())))
     return info, table, Findings(passed_over, rows.unusable(name))
 
 
@@ -89,25 +89,25 @@ class _Rows:
         self._first: dict[str, int] = {}
         self.keys: list[str] = []
         self.labels: list[int | None] = []
-        self.faults: dict[int, str] = {}
+        self.problems: dict[int, str] = {}
         """Position → reason, where only the whole tar, or the class names, tell."""
 
-    def add(self, sample: RawSample, label: int | None, label_fault: str | None) -> None:
+    def add(self, sample: RawSample, label: int | None, label_problem: str | None) -> None:
         position = len(self.keys)
         self._first.setdefault(sample.key, position)
         self.keys.append(sample.key)
         self.labels.append(label)
         if sample.repeats is not None:
             for each in {position, self._first.get(sample.repeats, position)}:
-                self.faults[each] = repeated_key(sample.repeats)
+                self.problems[each] = repeated_key(sample.repeats)
                 self._refuse(each, "samples whose key occurs again in their tar")
         elif label is not None and self._classes is not None and label >= self._classes:
             named = f"classes.json names classes 0 to {self._classes - 1}"
-            self.faults[position] = f"the label {label} is out of range: {named}"
+            self.problems[position] = f"the label {label} is out of range: {named}"
             self._refuse(position, f"samples whose label is out of range ({named})")
-        elif sample.fault is not None:
-            self._refuse(position, f"samples of which it holds: {sample.fault}")
-        elif label_fault is not None:
+        elif sample.problem is not None:
+            self._refuse(position, f"samples of which it holds: {sample.problem}")
+        elif label_problem is not None:
             self._refuse(position, "samples whose label is not an integer from 0")
         elif (count := len(self._image_fields.intersection(sample.members))) != 1:
             which = "several images" if count else "no image"

@@ -81,9 +81,11 @@ def shapes(
         ShardError: a count, size, number of classes or format that cannot be had.
     """
     if count < 1:
-        raise ShardError(f"{count} shapes were asked: at least 1 is needed")
+        raise ShardError(f"{count} shapes were requested: at least 1 is needed")
     if not SMALLEST <= size <= LARGEST:
-        raise ShardError(f"shapes of {size} × {size} pixels were asked: they can have {SMALLEST} to {LARGEST:,} a side")
+        raise ShardError(
+            f"shapes of {size} × {size} pixels were requested: they can have {SMALLEST} to {LARGEST:,} a side"
+        )
     if image_format not in ENCODERS:
         raise ShardError(f"unknown format of shapes {image_format!r}: {suggestion(image_format, ENCODERS)}")
     parts = shape_parts(classes)
@@ -135,10 +137,10 @@ class Shapes:
         self.parts = parts
         self._count, self._size, self._format = count, size, image_format
         self._seed = np.uint64(derive_seed("shapes", seed))
-        chosen = [[parts.parts[number] for number in numbers] for numbers in parts.classes]
-        self._kinds = np.array([[KINDS.index(part.kind) for part in each] for each in chosen])
-        self._colours = np.array([[list(COLOURS).index(part.colour) for part in each] for each in chosen])
-        self._places = np.array([[PLACES.index(part.place) for part in each] for each in chosen])
+        selected = [[parts.parts[number] for number in numbers] for numbers in parts.classes]
+        self._kinds = np.array([[KINDS.index(part.kind) for part in each] for each in selected])
+        self._colours = np.array([[list(COLOURS).index(part.colour) for part in each] for each in selected])
+        self._places = np.array([[PLACES.index(part.place) for part in each] for each in selected])
 
     @property
     def beside(self) -> dict[str, bytes]:
@@ -185,13 +187,13 @@ def shape_parts(classes: int) -> PartTable:
         ShardError: more classes than there are combinations for, or less than one.
     """
     if not 1 <= classes <= MOST_CLASSES:
-        raise ShardError(f"{classes:,} classes of shapes were asked: there can be 1 to {MOST_CLASSES:,}")
+        raise ShardError(f"{classes:,} classes of shapes were requested: there can be 1 to {MOST_CLASSES:,}")
     variants = 2
     while len(PLACES) * variants**PARTS_PER_CLASS < 2 * classes:
         variants += 1
     combinations = len(PLACES) * variants**PARTS_PER_CLASS
-    chosen = sorted(range(combinations), key=lambda number: derive_seed("shapes", classes, number))[:classes]
-    sets = [_combination(number, variants) for number in chosen]
+    selected = sorted(range(combinations), key=lambda number: derive_seed("shapes", classes, number))[:classes]
+    sets = [_combination(number, variants) for number in selected]
     used = sorted({part for parts in sets for part in parts})
     numbers = {part: number for number, part in enumerate(used)}
     return PartTable(

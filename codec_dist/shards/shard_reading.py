@@ -16,7 +16,7 @@ from codec_dist.shards.samples import read_label
 from codec_dist.shards.scanning import ShardInfo
 from codec_dist.shards.tar import HashingStream, RawSample, dotted_fields, stream_samples
 
-# Position, sample, and a fault that the index knows.
+# Position, sample, and a problem that the index knows.
 Item = tuple[int, RawSample, str | None]
 
 # Formats that Pillow decodes by itself; it hands some others, such as EPS, to programs.
@@ -54,18 +54,18 @@ def read_shard(
 ) -> Iterator[Decoded]:
     """Decode the samples of a shard, in the order of the tar.
 
-    A sample that cannot be used (docs/formats.md lists the faults) is an item with ``error``, not an exception.
+    A sample that cannot be used (docs/formats.md lists the problems) is an item with ``error``, not an exception.
     With ``threads`` > 1 decoding runs ahead by at most two images per thread. After the last sample the
     shard's fingerprint is compared with the index.
 
     Args:
         location: folder or URL of the shards.
         info: the shard's entry in the index; its first ``info.samples`` samples are read.
-        image_fields: extensions that hold an image; a sample with several of them is a fault.
+        image_fields: extensions that hold an image; a sample with several of them is a problem.
         label_field: extension of the member with the integer label, or ``json:FIELD``.
         threads: threads that decode.
         keys: decode and yield only the samples with these keys; default: all.
-        classes: labels from this number on are faults, too (those beyond classes.json are in any case).
+        classes: labels from this number on are problems, too (those beyond classes.json are in any case).
         retries: patience with a remote source; a connection that breaks is resumed where it broke.
 
     Raises:
@@ -77,8 +77,8 @@ def read_shard(
     decoder = Decoder(tuple(dict.fromkeys(each.lower() for each in image_fields)), label_field, classes)
     items = _read_items(place, info, decoder.wanted, dotted_fields(image_fields))
     if keys is not None:
-        chosen = frozenset(keys)
-        items = (item for item in items if item[1].key in chosen)
+        selected = frozenset(keys)
+        items = (item for item in items if item[1].key in selected)
 
     def decode(item: Item) -> Decoded:
         return decoder(*item)
@@ -111,8 +111,8 @@ def _readable(place: Location, name: str, size: int) -> int:
 def _read_items(
     place: Location, info: ShardInfo, wanted: Collection[str], image_fields: Collection[str]
 ) -> Iterator[Item]:
-    count, fault = 0, ""
-    known = dict(info.faults)
+    count, problem = 0, ""
+    known = dict(info.problems)
     path, remedy = place.path(info.name), _remedy(place)
     with place.open(info.name, info.bytes) as file:
         stream = HashingStream(file)
@@ -122,10 +122,10 @@ def _read_items(
                 yield count, sample, known.get(count)
                 count += 1
         except DamagedTarError as error:
-            fault = f" ({error})"
+            problem = f" ({error})"
         if count < info.samples:
             counts = f"{count:,} readable samples where the index says {info.samples:,}"
-            raise ShardError(f"{path} holds {counts}{fault}: {remedy}")
+            raise ShardError(f"{path} holds {counts}{problem}: {remedy}")
         if stream.drain() != info.fingerprint:
             counts = f"its {count:,} samples in {stream.bytes:,} bytes have another fingerprint"
             raise ShardError(f"{path} is not the tar that was indexed: {counts}; {remedy}")
@@ -160,7 +160,7 @@ class Decoder:
     Attributes:
         image_fields: extensions, in lower case, that hold an image; a sample has exactly one of them.
         label_field: extension of the member with the integer label, or ``json:FIELD``.
-        classes: labels from this number on are faults; default: any label is good.
+        classes: labels from this number on are problems; default: any label is good.
     """
 
     image_fields: Sequence[str]
@@ -172,18 +172,18 @@ class Decoder:
         """Extensions whose content is needed."""
         return frozenset((*self.image_fields, self.label_field.partition(":")[0].lower()))
 
-    def __call__(self, position: int, sample: RawSample, fault: str | None = None) -> Decoded:
-        """Decode one sample; ``fault``: why it cannot be used, if that is known already.
+    def __call__(self, position: int, sample: RawSample, problem: str | None = None) -> Decoded:
+        """Decode one sample; ``problem``: why it cannot be used, if that is known already.
 
         Raises:
             MemoryError: there is too little memory for the image; nothing else is raised.
         """
-        label, label_fault = read_label(sample.members, self.label_field)
-        fault = fault or sample.fault or label_fault or self._label_out_of_range(label)
-        if fault is not None:
-            return Decoded(sample.key, position, None, None, fault)
-        image, fault = self._image(sample)
-        return Decoded(sample.key, position, label, image, fault)
+        label, label_problem = read_label(sample.members, self.label_field)
+        problem = problem or sample.problem or label_problem or self._label_out_of_range(label)
+        if problem is not None:
+            return Decoded(sample.key, position, None, None, problem)
+        image, problem = self._image(sample)
+        return Decoded(sample.key, position, label, image, problem)
 
     def _label_out_of_range(self, label: int | None) -> str | None:
         if label is None or self.classes is None or label < self.classes:
@@ -219,7 +219,7 @@ def decode_image(content: bytes) -> tuple[Image.Image | None, str | None]:
     except UnidentifiedImageError:
         return None, f"the image cannot be decoded: it is not, or not whole, in any of {', '.join(FORMATS)}"
     except MemoryError:
-        raise  # not the image's fault: where there is more memory it can be decoded
+        raise  # not an error of the image: where there is more memory it can be decoded
     except Exception as error:
         if OUT_OF_MEMORY in str(error):
             raise MemoryError(f"too little memory to decode an image: {error}") from error

@@ -183,8 +183,8 @@ class TarReader:
     def _refuse_header(self) -> NoReturn:
         self._refuse(f"the header at byte {self._offset() - BLOCK:,} is not one of a tar")
 
-    def _refuse(self, fault: str) -> NoReturn:
-        raise DamagedTarError(f"{self._name} is damaged: {fault}")
+    def _refuse(self, problem: str) -> NoReturn:
+        raise DamagedTarError(f"{self._name} is damaged: {problem}")
 
 
 def _is_sound(header: bytes) -> bool:
@@ -253,7 +253,7 @@ class RawSample:
     """Unique in its tar: the second sample of a key is called ``KEY.duplicate-2``, which no member can be."""
     members: dict[str, bytes]
     """Extension in lower case → content; empty where it was not wanted."""
-    fault: str | None = None
+    problem: str | None = None
     """Why the sample cannot be used, as far as its members' names tell."""
     repeats: str | None = None
     """The key that an earlier sample of this tar has, too."""
@@ -278,7 +278,7 @@ def stream_samples(
         passed_over: counts the members that belong to no sample.
 
     Raises:
-        DamagedTarError: the tar is cut short or no tar. The sample before the fault is not yielded, as it may
+        DamagedTarError: the tar is cut short or no tar. The sample before the damage is not yielded, as it may
             be incomplete.
     """
     passed_over = Tally() if passed_over is None else passed_over
@@ -346,18 +346,18 @@ def _by_image(sample: RawSample, image_fields: Collection[str], passed_over: Tal
         yield sample
     else:
         key, again = (sample.key, "") if sample.repeats is None else (sample.repeats, sample.key[len(sample.repeats) :])
-        fault = sample.fault if sample.fault is not None and sample.repeats is None else DOTS
+        problem = sample.problem if sample.problem is not None and sample.repeats is None else DOTS
         for extension in dotted:
-            yield RawSample(f"{key}.{extension}{again}", {extension: sample.members[extension]}, fault)
+            yield RawSample(f"{key}.{extension}{again}", {extension: sample.members[extension]}, problem)
 
 
 def _enter(
     sample: RawSample, extension: str, oddity: str | None, tar: TarReader, wanted: Collection[str] | None
 ) -> None:
     if extension in sample.members:
-        sample.fault = sample.fault or f"there are two members .{extension}: which one counts is not known"
+        sample.problem = sample.problem or f"there are two members .{extension}: which one counts is not known"
     elif oddity:
-        sample.fault = sample.fault or f"the member .{extension} is {oddity}, not a file"
+        sample.problem = sample.problem or f"the member .{extension} is {oddity}, not a file"
         sample.members[extension] = b""
     else:
         sample.members[extension] = tar.content() if wanted is None or extension in wanted else b""

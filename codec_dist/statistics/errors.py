@@ -1,4 +1,4 @@
-"""Faults in what is given to an accumulator."""
+"""Errors in what is given to an accumulator."""
 
 from codec_dist.utils import CodecError
 

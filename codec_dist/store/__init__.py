@@ -12,7 +12,7 @@ from codec_dist.store.ledger import Ledger, Marker
 from codec_dist.store.quantities import stored_quantities
 from codec_dist.store.reading import Block, Chunk, ChunkName, ContributionStore
 from codec_dist.store.sample_tables import finish_store
-from codec_dist.store.verification import Fault, Verification, repair_store, verify_store
+from codec_dist.store.verification import Problem, Verification, repair_store, verify_store
 from codec_dist.store.writing import BlockWriter, create_store
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ __all__ = [
     "Chunk",
     "ChunkName",
     "ContributionStore",
-    "Fault",
+    "Problem",
     "Ledger",
     "Marker",
     "RowBatch",

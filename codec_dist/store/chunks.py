@@ -27,7 +27,7 @@ COMPRESSORS: dict[str, Any] = {
 }
 
 
-class ChunkFault(NamedTuple):
+class ChunkProblem(NamedTuple):
     """What is wrong with a chunk."""
 
     text: str
@@ -86,7 +86,7 @@ class ChunkFiles:
         self._read(marker, layer, quantity, part, values)
         return values
 
-    def fault(self, marker: Marker, layer: str, quantity: str, part: int) -> ChunkFault | None:
+    def problem(self, marker: Marker, layer: str, quantity: str, part: int) -> ChunkProblem | None:
         """What is wrong with a chunk that the marker knows, None if nothing is."""
         return self._fill(marker, layer, quantity, part, self._empty(marker, layer, part))
 
@@ -95,19 +95,19 @@ class ChunkFiles:
         return np.empty((rows, self._layout.layers[layer]), self._dtype)
 
     def _read(self, marker: Marker, layer: str, quantity: str, part: int, target: np.ndarray) -> None:
-        fault = self._fill(marker, layer, quantity, part, target)
-        if fault is not None:
+        problem = self._fill(marker, layer, quantity, part, target)
+        if problem is not None:
             raise StoreError(
-                f"{quantity} of layer {layer!r} is damaged in shard {marker.shard}: {fault.text}; "
+                f"{quantity} of layer {layer!r} is damaged in shard {marker.shard}: {problem.text}; "
                 f"run `codec-dist store verify --repair {self._layout.place}`, then `codec-dist extract` again"
             )
 
-    def _fill(self, marker: Marker, layer: str, quantity: str, part: int, target: np.ndarray) -> ChunkFault | None:
+    def _fill(self, marker: Marker, layer: str, quantity: str, part: int, target: np.ndarray) -> ChunkProblem | None:
         """Read a chunk's valid rows into ``target``; returns what is wrong with them."""
         stated = split_checksums(marker.checksums.get(layer, {}).get(quantity))
         if len(stated) != self._layout.parts(marker.rows):
             chunks = self._layout.parts(marker.rows)
-            return ChunkFault(f"the marker has {len(stated)} checksums for {chunks} chunks")
+            return ChunkProblem(f"the marker has {len(stated)} checksums for {chunks} chunks")
         file = self._layout.chunk_file(layer, quantity, marker.shard_number, part)
         try:
             array = self._open(layer, quantity)
@@ -115,21 +115,21 @@ class ChunkFiles:
             if array is None:
                 read = self._layout.place.read_into(file, target, running.update)
                 if read < target.nbytes:
-                    return ChunkFault(f"found {read:,} of {target.nbytes:,} bytes in {file}")
+                    return ChunkProblem(f"found {read:,} of {target.nbytes:,} bytes in {file}")
             else:
                 start = self._layout.block_start(marker.shard_number) + part * self._layout.chunk_rows
                 target[...] = array[start : start + len(target)]
                 running.update(target.reshape(-1).view(np.uint8))
         except FileNotFoundError:
-            return ChunkFault(f"found no file {file}")
+            return ChunkProblem(f"found no file {file}")
         except Exception as error:  # decoders raise anything when a file is torn
             if isinstance(error, OSError) and not self._layout.place.is_local:
                 raise StoreError(f"cannot read {file} of the store: {' '.join(str(error).split())}") from error
-            return ChunkFault(f"found {type(error).__name__} in {file}: {' '.join(str(error).split())}")
+            return ChunkProblem(f"found {type(error).__name__} in {file}: {' '.join(str(error).split())}")
         found = running.result()
         if found == stated[part]:
             return None
-        return ChunkFault(f"found crc32c:{found} in {file}, the marker says {stated[part]}", found)
+        return ChunkProblem(f"found crc32c:{found} in {file}, the marker says {stated[part]}", found)
 
     def _open(self, layer: str, quantity: str) -> Any:
         if (layer, quantity) not in self._arrays:
@@ -195,7 +195,7 @@ def encode_file(layout: Layout, values: np.ndarray) -> bytes:
     return bytes(files["c.0.0"].to_bytes())
 
 
-def metadata_faults(expected: bytes, found: bytes | None) -> str | None:
+def metadata_problems(expected: bytes, found: bytes | None) -> str | None:
     """What is wrong with a metadata file, None if it says what it should."""
     if found is None:
         return "is missing"

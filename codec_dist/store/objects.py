@@ -195,7 +195,7 @@ class ObjectPlace(Place):
                 patience = PATIENCE_SECONDS if self._answered else FIRST_PATIENCE_SECONDS
                 if time.monotonic() - started + delay > patience:
                     raise OSError(f"{self.text} does not answer: {words}") from error
-                # Many actors are told at once that the server is busy; they should not all come back at once.
+                # Many actors learn at once that the server is busy; they should not all come back at once.
                 time.sleep(delay * random.uniform(0.5, 1))
                 delay = min(2 * delay, LONGEST_DELAY_SECONDS)
             else:

@@ -262,15 +262,15 @@ class ContributionStore:
         Raises:
             StoreError: as :meth:`blocks`, or an index outside the table.
         """
-        chosen = np.arange(len(self)) if indices is None else np.asarray(indices)
-        if len(chosen) and (chosen.min() < 0 or chosen.max() >= len(self)):
+        selected = np.arange(len(self)) if indices is None else np.asarray(indices)
+        if len(selected) and (selected.min() < 0 or selected.max() >= len(self)):
             raise StoreError(
-                f"indices from {chosen.min()} to {chosen.max()} were asked: the store has {len(self)} rows"
+                f"indices from {selected.min()} to {selected.max()} were requested: the store has {len(self)} rows"
             )
         names = self.chunk_names([layer], [quantity])
         bounds = [*(self.rows_of(name)[0] for name in names), len(self)]
-        spread = spread_rows(chosen, bounds)
-        result = np.empty((len(chosen), self.width(layer, quantity)), self._layout.dtype)
+        spread = spread_rows(selected, bounds)
+        result = np.empty((len(selected), self.width(layer, quantity)), self._layout.dtype)
         chunks = self.chunks(names[number] for number, _, _ in spread)
         for chunk, (_, places, rows) in zip(chunks, spread, strict=True):
             result[places] = chunk.values[rows]

@@ -24,17 +24,17 @@ def find_rows(
 ) -> Int[np.ndarray, "rows"]:
     """Places in ``samples`` of the rows that satisfy all conditions; see ``ContributionStore.find``."""
     if conditions.get(PART) is not None and split is None:
-        raise StoreError(f"rows of part {conditions[PART]!r} were asked: give the split that says which they are")
+        raise StoreError(f"rows of part {conditions[PART]!r} were requested: give the split that says which they are")
     table = samples if split is None else samples.append_column(PART, _part_of_samples(samples, split))
     place = "__place__"
     numbered = table.append_column(place, pa.array(np.arange(len(table))))
-    chosen = pc.scalar(True) if predicate is None else predicate
+    selected = pc.scalar(True) if predicate is None else predicate
     for column, wanted in conditions.items():
         if wanted is not None:
             values = [wanted] if isinstance(wanted, str) or not isinstance(wanted, Iterable) else list(wanted)
-            chosen &= pc.field(column).isin(pa.array(values, table.schema.field(column).type))
+            selected &= pc.field(column).isin(pa.array(values, table.schema.field(column).type))
     try:
-        found = numbered.filter(chosen)
+        found = numbered.filter(selected)
     except (pa.ArrowException, KeyError) as error:
         raise StoreError(
             f"cannot choose rows: {' '.join(str(error).split())}; the samples have {', '.join(table.column_names)}"
@@ -43,22 +43,22 @@ def find_rows(
 
 
 def spread_rows(
-    chosen: Int[np.ndarray, "rows"], bounds: Sequence[int]
+    selected: Int[np.ndarray, "rows"], bounds: Sequence[int]
 ) -> list[tuple[int, Int[np.ndarray, "places"], Int[np.ndarray, "places"]]]:
     """Rows by the chunk that holds them.
 
     Args:
-        chosen: places in the table of samples, in any order, repeated or not.
+        selected: places in the table of samples, in any order, repeated or not.
         bounds: the first place of each chunk, ascending, and the end of the last.
 
     Returns:
         For each chunk with any of the rows: its number, the rows' places in ``chosen``, and their places in
         the chunk.
     """
-    order = np.argsort(chosen, kind="stable")
-    cuts = np.searchsorted(chosen[order], bounds)
+    order = np.argsort(selected, kind="stable")
+    cuts = np.searchsorted(selected[order], bounds)
     return [
-        (number, order[first:last], chosen[order[first:last]] - bounds[number])
+        (number, order[first:last], selected[order[first:last]] - bounds[number])
         for number, (first, last) in enumerate(pairwise(cuts.tolist()))
         if last > first
     ]

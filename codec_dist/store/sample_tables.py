@@ -58,7 +58,7 @@ def read_samples(layout: Layout, markers: dict[int, Marker]) -> pa.Table:
     """Samples of the shards in ``markers``, in order."""
     if len(markers) == len(layout.shards) and layout.place.size(SAMPLES) is not None:
         table = read_merged(layout)
-        if table_fault(layout, markers, table) is None:
+        if table_problem(layout, markers, table) is None:
             return table
     tables = list(shard_tables(layout, markers))
     return pa.concat_tables(tables) if tables else _empty_table()
@@ -135,7 +135,7 @@ def shard_tables(layout: Layout, markers: dict[int, Marker]) -> Iterator[pa.Tabl
             yield table
 
 
-def samples_fault(layout: Layout, number: int, marker: Marker) -> str | None:
+def samples_problem(layout: Layout, number: int, marker: Marker) -> str | None:
     """What is wrong with the table of a finished shard, None if nothing is."""
     found = _read_checked(layout, number, marker)
     return found if isinstance(found, str) else None
@@ -169,14 +169,14 @@ def _read_checked(layout: Layout, number: int, marker: Marker) -> pa.Table | str
         if found != marker.samples:
             return f"found {found} in {name}, the marker says {marker.samples}"
         table = _parse(content)
-        return table_fault(layout, {number: marker}, table) or table
+        return table_problem(layout, {number: marker}, table) or table
     except FileNotFoundError:
         return f"found no file {name}"
     except (OSError, pa.ArrowException) as error:
         return f"cannot read {name}: {' '.join(str(error).split())}"
 
 
-def table_fault(layout: Layout, markers: dict[int, Marker], table: pa.Table) -> str | None:
+def table_problem(layout: Layout, markers: dict[int, Marker], table: pa.Table) -> str | None:
     """What is wrong with the columns or rows of a table of the samples of these shards; None: nothing."""
     expected = {"shard": pa.string(), **REQUIRED, "row": pa.int64()}
     for name, kind in expected.items():

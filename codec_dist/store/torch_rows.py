@@ -65,7 +65,7 @@ class RowDataset(IterableDataset[RowBatch]):
     ) -> None:
         if batch_size < 1 or in_memory < 2 or not 0 <= rank < ranks:
             raise StoreError(
-                f"batch_size={batch_size}, in_memory={in_memory}, rank={rank} of {ranks} were asked: a batch has at "
+                f"batch_size={batch_size}, in_memory={in_memory}, rank={rank} of {ranks} requested: a batch has at "
                 "least 1 row, 2 chunks are held, and ranks count from 0"
             )
         self._path, self._layers, self._quantities = str(path), layers, quantities
@@ -123,12 +123,12 @@ class RowDataset(IterableDataset[RowBatch]):
         seed = None if self._seed is None else derive_seed(self._seed, "epoch", epoch)
         names = store.chunk_names(self._layers, self._quantities, seed=seed)
         groups = [list(group) for _, group in groupby(names, key=lambda name: name[:2])]
-        mine = [group for group in groups[number::sharers] if len(self._kept(store, group[0]))]
-        weight = sum(2 if name.quantity.endswith(("-net", "-both")) else 1 for name in mine[0]) if mine else 1
+        own = [group for group in groups[number::sharers] if len(self._kept(store, group[0]))]
+        weight = sum(2 if name.quantity.endswith(("-net", "-both")) else 1 for name in own[0]) if own else 1
         in_window = self._in_memory // 2
-        chunks = store.chunks(chain.from_iterable(mine), in_memory=(self._in_memory - in_window) * weight)
+        chunks = store.chunks(chain.from_iterable(own), in_memory=(self._in_memory - in_window) * weight)
         window: list[_Rows] = []
-        for group in mine:
+        for group in own:
             window.append(self._rows_of(store, list(islice(chunks, len(group)))))
             if len(window) == in_window:
                 yield window
@@ -137,7 +137,7 @@ class RowDataset(IterableDataset[RowBatch]):
             yield window
 
     def _rows_of(self, store: ContributionStore, chunks: list[Chunk]) -> "_Rows":
-        """The rows that were asked of one chunk of every array."""
+        """The rows that were requested of one chunk of every array."""
         indices = self._kept(store, chunks[0].name)
         values = {(chunk.name.layer, chunk.name.quantity): chunk.values for chunk in chunks}
         if len(indices) < len(chunks[0].values):

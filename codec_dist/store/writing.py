@@ -200,10 +200,13 @@ def _check_no_remains(layout: Layout) -> None:
         )
 
 
-def _check_same_identity(found: Layout, asked: Layout) -> None:
-    if found.identity_hash == asked.identity_hash:
+def _check_same_identity(found: Layout, requested: Layout) -> None:
+    if found.identity_hash == requested.identity_hash:
         return
-    differences = [*spell_differences(found.identity, asked.identity), *spell_differences(found.form, asked.form)]
+    differences = [
+        *spell_differences(found.identity, requested.identity),
+        *spell_differences(found.form, requested.form),
+    ]
     shown = "; ".join(differences[:SHOWN_DIFFERENCES])
     more = len(differences) - SHOWN_DIFFERENCES
     rest = f"; and {more} more" if more > 0 else ""
@@ -213,11 +216,11 @@ def _check_same_identity(found: Layout, asked: Layout) -> None:
     )
 
 
-def spell_differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """One phrase for each field that differs, such as ``method.options.steps: 10 in the store, 20 asked``."""
+def spell_differences(found: Mapping[str, Any], requested: Mapping[str, Any]) -> list[str]:
+    """One phrase for each field that differs, such as ``method.options.steps: 10 in the store, 20 requested``."""
     return [
-        f"{'.'.join(field)}: {_show(old, 'nothing')} in the store, {_show(new, 'nothing')} asked"
-        for field, old, new in _differences(found, asked, ())
+        f"{'.'.join(field)}: {_show(old, 'nothing')} in the store, {_show(new, 'nothing')} requested"
+        for field, old, new in _differences(found, requested, ())
     ]
 
 

@@ -1,4 +1,4 @@
-"""Numbers of a run: Weights & Biases (offline unless asked otherwise) and, always, RUN/metrics.jsonl beside it.
+"""Numbers of a run: Weights & Biases (offline unless requested otherwise) and, always, RUN/metrics.jsonl beside it.
 
 One process writes at a time: the driver of a stage.
 """

@@ -118,7 +118,7 @@ class Tracker:
             TrackingError: fewer than 1 bin or more than 512.
         """
         if not 1 <= bins <= MOST_BINS:
-            raise TrackingError(f"histogram {name!r}: {bins} bins asked, 1 to {MOST_BINS} are possible")
+            raise TrackingError(f"histogram {name!r}: {bins} bins requested, 1 to {MOST_BINS} are possible")
         numbers = np.asarray(values, dtype=np.float64).ravel()
         numbers = numbers[np.isfinite(numbers)]
         counts, edges = np.histogram(numbers, bins=bins)

@@ -7,27 +7,27 @@ import torch
 from torch import Tensor
 
 from codec_dist.sae import FittedAutoencoder, SaeError, build
-from codec_dist.training.co_training import Cohort
+from codec_dist.training.co_training import Sweep
 from codec_dist.training.collectives import Ranks
 from codec_dist.training.held_out_metrics import evaluate
 from codec_dist.training.parts import Parts
 from codec_dist.training.rows import CALIBRATION_ROWS, LayerRows, epoch_batches
 from codec_dist.training.sae_jobs import SaeJob, TrainingTask
 from codec_dist.training.saving import LeftOut, save_finished, sign_of
-from codec_dist.training.training_log import Note, Spool
+from codec_dist.training.training_log import Note, RankLog
 
 
 def fit_baselines(
     task: TrainingTask,
-    cohort: Cohort,
+    sweep: Sweep,
     rows: LayerRows,
     whole: LayerRows,
     parts: Parts,
     ranks: Ranks,
-    spool: Spool | None,
+    rank_log: RankLog | None,
     advance: Callable[[int], None],
 ) -> list[LeftOut]:
-    """Fit each of a cohort on rank 0, send it to the others, and evaluate it together.
+    """Fit each of a sweep on rank 0, send it to the others, and evaluate it together.
 
     ``rows`` are those that the ranks share out; ``whole`` are the same, none left to other ranks.
 
@@ -35,7 +35,7 @@ def fit_baselines(
         Those that cannot be fitted to these rows; the same on every rank.
     """
     left_out = []
-    for job in cohort.jobs:
+    for job in sweep.jobs:
         started = time.monotonic()
         sae = build(job.architecture, job.options, job.channels, seed=job.derived_seed("weights"))
         assert isinstance(sae, FittedAutoencoder)
@@ -52,7 +52,7 @@ def fit_baselines(
         reason, state = ranks.from_first((reason, {name: value.cpu() for name, value in sae.state_dict().items()}))
         if reason is None:
             sae.load_state_dict(state)
-            _finish(task, job, sae, rows, parts, ranks, spool, started)
+            _finish(task, job, sae, rows, parts, ranks, rank_log, started)
         else:
             left_out.append(LeftOut.of(job, reason))
         advance(1)
@@ -70,7 +70,7 @@ def _finish(
     rows: LayerRows,
     parts: Parts,
     ranks: Ranks,
-    spool: Spool | None,
+    rank_log: RankLog | None,
     started: float,
 ) -> None:
     select, evaluated = (evaluate([sae], [rows], part, parts.classes, ranks)[0] for part in ("select", "evaluate"))
@@ -80,5 +80,5 @@ def _finish(
     history = [{"epoch": 1, "samples": rows.fit_rows, "seconds": seconds, **numbers}]
     training = {"epochs": 1, "fit_rows": rows.fit_rows, "rows_in_memory": rows.resident, "seconds": seconds}
     save_finished(task, job, sae, parts, select, evaluated, history, training)
-    if spool:
-        spool.enter([Note.of(job, 1, numbers, select)])
+    if rank_log:
+        rank_log.enter([Note.of(job, 1, numbers, select)])

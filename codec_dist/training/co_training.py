@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from codec_dist.training.sae_jobs import SaeJob
-from codec_dist.training.saving import SavedCohort, state_path
+from codec_dist.training.saving import SavedSweep, state_path
 
 Key = tuple[str, str]
 # Layer and quantity, and whether every rank holds all of their rows.
@@ -15,13 +15,13 @@ WEIGHTS_TO_ROWS = 0.6
 
 
 @dataclass(frozen=True)
-class Cohort:
+class Sweep:
     """SAEs on the same rows that take every step together, and are resumed together."""
 
     jobs: tuple[SaeJob, ...]
     state: Path
     """Written while they train."""
-    saved: SavedCohort | None = None
+    saved: SavedSweep | None = None
     """What they are resumed from; it may hold others, too."""
 
     @property
@@ -61,27 +61,27 @@ class Cohort:
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """Cohorts that take their steps together, from the same epoch on and in batches of one size."""
+class CoTrainingGroup:
+    """Sweeps that take their steps together, from the same epoch on and in batches of one size."""
 
-    cohorts: tuple[Cohort, ...]
+    sweeps: tuple[Sweep, ...]
     resident: bool
     """Whether the rows of all of them fit in memory at once."""
 
     @property
     def jobs(self) -> tuple[SaeJob, ...]:
-        """The SAEs of all cohorts."""
-        return tuple(job for cohort in self.cohorts for job in cohort.jobs)
+        """The SAEs of all sweeps."""
+        return tuple(job for sweep in self.sweeps for job in sweep.jobs)
 
     @property
     def keys(self) -> list[Key]:
         """The layers and quantities whose rows they need."""
-        return list(dict.fromkeys(cohort.key for cohort in self.cohorts))
+        return list(dict.fromkeys(sweep.key for sweep in self.sweeps))
 
 
-def make_cohorts(
-    jobs: Sequence[SaeJob], finished: Sequence[bool], saved: Sequence[SavedCohort], directory: Path
-) -> list[Cohort]:
+def make_sweeps(
+    jobs: Sequence[SaeJob], finished: Sequence[bool], saved: Sequence[SavedSweep], directory: Path
+) -> list[Sweep]:
     """Put together what was saved together, and of the rest what can be trained from one pass over its rows.
 
     SAEs that are finished already but were saved together with some that are not are trained again from there,
@@ -95,14 +95,14 @@ def make_cohorts(
     """
     left = {job.identity: job for job in jobs}
     unfinished = {job.identity for job, done in zip(jobs, finished, strict=True) if not done}
-    cohorts: list[Cohort] = []
+    sweeps: list[Sweep] = []
     # Where a state holds more SAEs than are asked for, these go on in one of their own, which is then the later one.
     for state in sorted(saved, key=lambda state: -state.epoch):
         members = [left[identity] for identity in state.identities if identity in left]
         if any(job.identity in unfinished for job in members):
             all_of_them = len(members) == len(state.identities)
             path = state.path if all_of_them else _state_of(members, directory)
-            cohorts.append(Cohort(tuple(members), path, state))
+            sweeps.append(Sweep(tuple(members), path, state))
             for job in members:
                 del left[job.identity]
     alike: dict[tuple[object, ...], list[SaeJob]] = {}
@@ -112,92 +112,92 @@ def make_cohorts(
             kind = (job.key, job.fitted, settings.batch_size, settings.precision, settings.divide)
             alike.setdefault(kind, []).append(job)
     for members in alike.values():
-        cohorts.append(Cohort(tuple(members), _state_of(members, directory)))
-    return cohorts
+        sweeps.append(Sweep(tuple(members), _state_of(members, directory)))
+    return sweeps
 
 
 def _state_of(members: Sequence[SaeJob], directory: Path) -> Path:
     return state_path(directory / members[0].rows_folder, [job.identity for job in members])
 
 
-def make_bundles(
-    cohorts: Sequence[Cohort],
+def make_groups(
+    sweeps: Sequence[Sweep],
     bytes_of: Mapping[Source, int],
     resident: Mapping[Source, bool],
     bytes_for_rows: int,
     *,
     bytes_per_parameter: int = 0,
     join: bool = True,
-) -> list[Bundle]:
-    """Put cohorts of several layers together while their rows fit in memory, and their weights beside them.
+) -> list[CoTrainingGroup]:
+    """Put sweeps of several layers together while their rows fit in memory, and their weights beside them.
 
-    One whose rows are not to be ``resident`` is a bundle of its own. Without ``join`` each is its own bundle in any
-    case. The weights of an SAE do not depend on which cohorts are bundled with its own.
+    One whose rows are not to be ``resident`` is a group of its own. Without ``join`` each is its own group in any
+    case. The weights of an SAE do not depend on which sweeps are in a group with its own.
     """
-    alike: dict[tuple[object, ...], list[Cohort]] = {}
-    for number, cohort in enumerate(cohorts):
-        settings = cohort.jobs[0].settings
-        kind = (cohort.first_epoch, settings.batch_size, settings.precision, settings.divide)
-        alone = () if join and not cohort.fitted else (number,)
-        alike.setdefault((*kind, *alone), []).append(cohort)
-    bundles: list[Bundle] = []
+    alike: dict[tuple[object, ...], list[Sweep]] = {}
+    for number, sweep in enumerate(sweeps):
+        settings = sweep.jobs[0].settings
+        kind = (sweep.first_epoch, settings.batch_size, settings.precision, settings.divide)
+        alone = () if join and not sweep.fitted else (number,)
+        alike.setdefault((*kind, *alone), []).append(sweep)
+    groups: list[CoTrainingGroup] = []
     for members in alike.values():
-        together: list[Cohort] = []
-        for cohort in members:
-            if not resident[cohort.source]:
-                bundles.append(Bundle((cohort,), resident=False))
+        together: list[Sweep] = []
+        for sweep in members:
+            if not resident[sweep.source]:
+                groups.append(CoTrainingGroup((sweep,), resident=False))
                 continue
-            rows = sum(bytes_of[source] for source in {one.source for one in [*together, cohort]})
-            weights = bytes_per_parameter and bytes_per_parameter * sum(one.parameters for one in [*together, cohort])
+            rows = sum(bytes_of[source] for source in {item.source for item in [*together, sweep]})
+            weights = bytes_per_parameter and bytes_per_parameter * sum(item.parameters for item in [*together, sweep])
             if together and (rows > bytes_for_rows or weights > WEIGHTS_TO_ROWS * bytes_for_rows):
-                bundles.append(Bundle(tuple(together), resident=True))
+                groups.append(CoTrainingGroup(tuple(together), resident=True))
                 together = []
-            together.append(cohort)
+            together.append(sweep)
         if together:
-            bundles.append(Bundle(tuple(together), resident=True))
-    return bundles
+            groups.append(CoTrainingGroup(tuple(together), resident=True))
+    return groups
 
 
-def hand_out(cohorts: Sequence[Cohort], ranks: int, of: int | None = None) -> list[list[Cohort]]:
-    """A list of cohorts for each rank, the largest portion first, to the freest.
+def hand_out(sweeps: Sequence[Sweep], ranks: int, of: int | None = None) -> list[list[Sweep]]:
+    """A list of sweeps for each rank, the largest portion first, to the freest.
 
     Each layer and quantity is a portion, so that its rows are read once. Where ranks outnumber all of them (``of``,
-    default: those that are left), the largest are divided: between cohorts, or between the SAEs of one that has
+    default: those that are left), the largest are divided: between sweeps, or between the SAEs of one that has
     not begun.
     """
-    by_key: dict[Key, list[Cohort]] = {}
-    for cohort in cohorts:
-        by_key.setdefault(cohort.key, []).append(cohort)
+    by_key: dict[Key, list[Sweep]] = {}
+    for sweep in sweeps:
+        by_key.setdefault(sweep.key, []).append(sweep)
     portions = list(by_key.values())
     wanted = ranks if ranks > (len(portions) if of is None else of) else 0
-    while len(portions) < wanted and (divisible := [one for one in portions if _is_divisible(one)]):
+    while len(portions) < wanted and (divisible := [item for item in portions if _is_divisible(item)]):
         largest = max(divisible, key=_work)
         portions.remove(largest)
         portions += _halves(largest)
-    shares: list[list[Cohort]] = [[] for _ in range(ranks)]
+    shares: list[list[Sweep]] = [[] for _ in range(ranks)]
     for portion in sorted(portions, key=lambda portion: -_work(portion)):
         freest = min(shares, key=_work)
         freest += portion
     return shares
 
 
-def _work(cohorts: Sequence[Cohort]) -> int:
-    return sum(cohort.work for cohort in cohorts)
+def _work(sweeps: Sequence[Sweep]) -> int:
+    return sum(sweep.work for sweep in sweeps)
 
 
-def _is_divisible(portion: Sequence[Cohort]) -> bool:
+def _is_divisible(portion: Sequence[Sweep]) -> bool:
     first = portion[0]
     return len(portion) > 1 or (len(first.jobs) > 1 and first.saved is None)
 
 
-def _halves(portion: Sequence[Cohort]) -> list[list[Cohort]]:
+def _halves(portion: Sequence[Sweep]) -> list[list[Sweep]]:
     """Two parts of about equal work, each in the order that it was in."""
     if len(portion) > 1:
-        place = _middle([cohort.work for cohort in portion])
+        place = _middle([sweep.work for sweep in portion])
         return [list(portion[:place]), list(portion[place:])]
     jobs, folder = portion[0].jobs, portion[0].state.parent
     place = _middle([job.work for job in jobs])
-    return [[Cohort(some, state_path(folder, [job.identity for job in some]))] for some in (jobs[:place], jobs[place:])]
+    return [[Sweep(some, state_path(folder, [job.identity for job in some]))] for some in (jobs[:place], jobs[place:])]
 
 
 def _middle(work: Sequence[int]) -> int:

@@ -30,9 +30,9 @@ class Ranks:
 
     def alone(self) -> "Ranks":
         """The rank by itself: no other takes part in what it computes so."""
-        one = copy(self)
-        one.rank, one.size = 0, 1
-        return one
+        single = copy(self)
+        single.rank, single.size = 0, 1
+        return single
 
     def broadcast_(self, tensor: Tensor) -> Tensor:
         """Replace ``tensor`` by rank 0's."""

@@ -112,19 +112,23 @@ def evaluate(
     """
     coders = saes if coders is None else coders
     # What correlations are made of is as large as classes times modes, so it is held for few SAEs if possible.
-    if len(saes) > 1 and all(one.resident for one in rows):
+    if len(saes) > 1 and all(layer_rows.resident for layer_rows in rows):
         triples = zip(saes, rows, coders, strict=True)
-        return [found for sae, one, coder in triples for found in evaluate([sae], [one], part, classes, ranks, [coder])]
-    mine = [(ReconstructionMetrics(), LoadingCorrelations(sae.modes, max(classes, 1))) for sae in saes]
+        return [
+            found
+            for sae, layer_rows, coder in triples
+            for found in evaluate([sae], [layer_rows], part, classes, ranks, [coder])
+        ]
+    own = [(ReconstructionMetrics(), LoadingCorrelations(sae.modes, max(classes, 1))) for sae in saes]
     with _in_eval_mode([*saes, *coders]):
         for numbers, values, labels in _pieces(rows, part):
             for number in numbers:
                 coder, at_once = coders[number], max(1, MOST_LOADINGS // saes[number].modes)
-                for some, theirs in zip(values.split(at_once), labels.split(at_once), strict=True):
+                for some, batch_labels in zip(values.split(at_once), labels.split(at_once), strict=True):
                     loadings = coder.encode(some)
-                    mine[number][0].update(some, coder.decode(loadings), loadings)
-                    mine[number][1].update(loadings, theirs)
-    first, *others = ranks.gather(mine)
+                    own[number][0].update(some, coder.decode(loadings), loadings)
+                    own[number][1].update(loadings, batch_labels)
+    first, *others = ranks.gather(own)
     for other in others:
         for (metrics, correlations), (more_metrics, more_correlations) in zip(first, other, strict=True):
             metrics.merge(more_metrics)
@@ -164,7 +168,7 @@ def mean_losses(units: Sequence[Unit], rows: Sequence[LayerRows], part: str, ran
 def _pieces(rows: Sequence[LayerRows], part: str) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """Held-out rows and labels, piece by piece, with the places in ``rows`` of those that they belong to."""
     for source in dict.fromkeys(rows):
-        places = [place for place, one in enumerate(rows) if one is source]
+        places = [place for place, layer_rows in enumerate(rows) if layer_rows is source]
         for values, labels in source.held_out(part):
             yield places, values, labels
 

@@ -34,7 +34,7 @@ from codec_dist.training.saving import (
     tell_left_out,
     write_left_out,
 )
-from codec_dist.training.training_log import SPOOL_FILES as NOTES
+from codec_dist.training.training_log import RANK_LOG_FILES as NOTES
 from codec_dist.training.training_log import Logbook, read_progress, training_log, write_sae_runs
 from codec_dist.utils import (
     CodecError,
@@ -140,16 +140,16 @@ def train_saes(
         task = TrainingTask(
             directory.resolve(), store_path, split_path.resolve(), tuple(jobs), name, seed,
             sae.evaluations, sae.checkpoints, tracking, correlation_threshold, dtype, cluster.cpus_per_actor,
-            sae.spread == "bundles", bytes_for_rows,
+            sae.spread == "saes", bytes_for_rows,
         )  # fmt: skip
         left_out = _train(task, cluster)
         tell_left_out(left_out)
     write_left_out(directory / "sae", left_out)
-    gone = {one.folder for one in left_out}
+    gone = {item.folder for item in left_out}
     trained = [job for job in jobs if job.folder.as_posix() not in gone]
-    chosen = select_saes(directory / "sae", [folders[job] for job in trained], sae.selection)
-    write_sae_runs(directory, tracking, name, trained, chosen)
-    return _collect(trained, folders, finished, set(chosen.values()))
+    in_use = select_saes(directory / "sae", [folders[job] for job in trained], sae.selection)
+    write_sae_runs(directory, tracking, name, trained, in_use)
+    return _collect(trained, folders, finished, set(in_use.values()))
 
 
 def _check_complete(store: ContributionStore) -> None:
@@ -251,12 +251,12 @@ def _rank_main(config: dict[str, Any]) -> None:
         return
     torch.set_num_threads(task.threads)
     try:
-        train_on_rank(task, Ranks(get_device()), after_bundle=lambda: report({}))
+        train_on_rank(task, Ranks(get_device()), after_group=lambda: report({}))
         return
     except CodecError as error:
         message = str(error)
     # The user's to repair: no error for Ray, which would start all ranks again only to fail again. Ranks that
-    # did not meet the fault are freed from waiting for this one.
+    # did not meet the error are freed from waiting for this one.
     # Where the disk is full there is still this much.
     (task.scratch / RESERVE_FILE).unlink(missing_ok=True)
     write_json_atomically(task.scratch / FAILURE_FILE, {"message": message})
@@ -386,7 +386,7 @@ def _explain(task: TrainingTask, ranks: int, error: Exception, kills: KernelKill
 
 
 def _collect(
-    jobs: Sequence[SaeJob], folders: dict[SaeJob, Path], finished: set[SaeJob], chosen: set[Path]
+    jobs: Sequence[SaeJob], folders: dict[SaeJob, Path], finished: set[SaeJob], in_use: set[Path]
 ) -> list[TrainedSae]:
     evs: dict[SaeJob, tuple[float, float]] = {}
     for job in jobs:
@@ -400,7 +400,7 @@ def _collect(
         evs[job] = tuple(float("nan") if ev is None else float(ev) for ev in (select, evaluate))  # type: ignore[assignment]
     return [
         TrainedSae(
-            job.layer, job.quantity, job.architecture, folders[job], *evs[job], folders[job] in chosen, job in finished
+            job.layer, job.quantity, job.architecture, folders[job], *evs[job], folders[job] in in_use, job in finished
         )
         for job in jobs
     ]

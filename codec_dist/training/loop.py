@@ -1,4 +1,4 @@
-"""The training of one bundle, from its first epoch or a resume state to finished SAEs on disk."""
+"""The training of one group, from its first epoch or a resume state to finished SAEs on disk."""
 
 import math
 import time
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from codec_dist.sae import TrainedAutoencoder, build
-from codec_dist.training.co_training import Bundle, Cohort, Key
+from codec_dist.training.co_training import CoTrainingGroup, Key, Sweep
 from codec_dist.training.collectives import Ranks
 from codec_dist.training.errors import TrainingError
 from codec_dist.training.held_out_metrics import Evaluation, evaluate, mean_losses
@@ -23,21 +23,21 @@ from codec_dist.training.saving import (
     UNREADABLE,
     LeftOut,
     ResumeState,
-    load_cohort,
-    save_cohort,
+    load_sweep,
     save_finished,
+    save_sweep,
     sign_of,
 )
 from codec_dist.training.schedules import EarlyStop, Plateau, rate_factor
-from codec_dist.training.training_log import Note, Spool
+from codec_dist.training.training_log import Note, RankLog
 
 
 @dataclass(eq=False)
 class _Member:
-    """One SAE of the bundle, and what its training remembers beside weights and moments."""
+    """One SAE of the group, and what its training remembers beside weights and moments."""
 
     job: SaeJob
-    cohort: Cohort
+    sweep: Sweep
     plateau: Plateau
     stop: EarlyStop
     loss: float = 0.0
@@ -47,7 +47,7 @@ class _Member:
     seconds_before: float = 0.0
 
 
-class BundleTraining:
+class GroupTraining:
     """Everything that advances together, on this rank. Rank 0 alone writes files and notes for the log.
 
     An SAE leaves when its epochs are over or its loss on the select part no longer falls; the others go on.
@@ -56,33 +56,31 @@ class BundleTraining:
     def __init__(
         self,
         task: TrainingTask,
-        bundle: Bundle,
+        group: CoTrainingGroup,
         rows: Mapping[Key, LayerRows],
         parts: Parts,
         ranks: Ranks,
-        spool: Spool | None,
+        rank_log: RankLog | None,
     ) -> None:
-        self._task, self._bundle, self._rows, self._parts = task, bundle, rows, parts
-        self._ranks, self._spool = ranks, spool
-        self._settings = bundle.jobs[0].settings
+        self._task, self._group, self._rows, self._parts = task, group, rows, parts
+        self._ranks, self._rank_log = ranks, rank_log
+        self._settings = group.jobs[0].settings
         # Ranks that divide dictionaries see the same rows, so each evaluates by itself.
         self._sharers = ranks.alone() if self._settings.divide else ranks
-        self._epoch = bundle.cohorts[0].first_epoch
+        self._epoch = group.sweeps[0].first_epoch
         self.left_out: list[LeftOut] = []
         """SAEs that diverged; the same on every rank."""
-        self._fit_rows = rows[bundle.jobs[0].key].fit_rows
+        self._fit_rows = rows[group.jobs[0].key].fit_rows
         self._started = time.monotonic()
         # Of the last epoch, evaluations left out.
         self._speed = 0.0
-        states = {identity: state for cohort in bundle.cohorts for identity, state in self._load(cohort).items()}
-        self._members = [
-            _member(job, cohort, states.get(job.identity)) for cohort in bundle.cohorts for job in cohort.jobs
-        ]
+        states = {identity: state for sweep in group.sweeps for identity, state in self._load(sweep).items()}
+        self._members = [_member(job, sweep, states.get(job.identity)) for sweep in group.sweeps for job in sweep.jobs]
         saes = [self._start(member, states.get(member.job.identity)) for member in self._members]
         self._arrange(saes, [states[member.job.identity].adam for member in self._members] if states else None)
 
     def run(self, advance: Callable[[int], None]) -> None:
-        """Train to the end and save; ``advance`` is told of every SAE epoch.
+        """Train to the end and save; ``advance`` is called with every SAE epoch.
 
         An SAE whose loss or weights are not finite is left out, and the others go on.
         """
@@ -100,29 +98,29 @@ class BundleTraining:
                 self._save_resume_states(leaving)
                 advance(members + skipped)
         if self._ranks.rank == 0:
-            for cohort in self._bundle.cohorts:
-                cohort.state.unlink(missing_ok=True)
+            for sweep in self._group.sweeps:
+                sweep.state.unlink(missing_ok=True)
 
     # ---- beginning, and beginning again
 
-    def _load(self, cohort: Cohort) -> dict[str, ResumeState]:
-        if cohort.saved is None:
+    def _load(self, sweep: Sweep) -> dict[str, ResumeState]:
+        if sweep.saved is None:
             return {}
-        path = cohort.saved.path
+        path = sweep.saved.path
         try:
-            epoch, states = load_cohort(path)
+            epoch, states = load_sweep(path)
         except FileNotFoundError:
             epoch, states = -1, {}
         except UNREADABLE as error:
             raise TrainingError(
                 f"the resume state {path} is damaged ({error}): remove it, and its SAEs are trained from the start"
             ) from error
-        if epoch != cohort.first_epoch or any(job.identity not in states for job in cohort.jobs):
+        if epoch != sweep.first_epoch or any(job.identity not in states for job in sweep.jobs):
             raise TrainingError(
-                f"rank {self._ranks.rank} does not find the resume state after epoch {cohort.first_epoch} in {path}: "
+                f"rank {self._ranks.rank} does not find the resume state after epoch {sweep.first_epoch} in {path}: "
                 "put run.directory where all nodes see it"
             )
-        return {job.identity: states[job.identity] for job in cohort.jobs}
+        return {job.identity: states[job.identity] for job in sweep.jobs}
 
     def _start(self, member: _Member, state: ResumeState | None) -> TrainedAutoencoder:
         """The SAE as it was saved, or at its beginning; one that is to be divided on the CPU."""
@@ -149,8 +147,8 @@ class BundleTraining:
         return sae
 
     def _path_of(self, member: _Member) -> Path:
-        assert member.cohort.saved is not None
-        return member.cohort.saved.path
+        assert member.sweep.saved is not None
+        return member.sweep.saved.path
 
     def _arrange(
         self, saes: Sequence[TrainedAutoencoder], adam_states: Sequence[dict[str, torch.Tensor]] | None
@@ -158,7 +156,7 @@ class BundleTraining:
         """Let the members advance in lockstep, and as few computations as can be; ``saes`` are theirs, whole."""
         jobs = [member.job for member in self._members]
         # SAEs of different length have their last resampling at different times.
-        kinds = [(member.cohort.state, member.job.epochs) for member in self._members]
+        kinds = [(member.sweep.state, member.job.epochs) for member in self._members]
         self._lockstep = Lockstep(
             saes,
             [job.settings.learning_rate for job in jobs],
@@ -202,7 +200,7 @@ class BundleTraining:
 
         Not so late that less than as many samples are left: a mode that was just reinitialised is worse than none.
         """
-        every = unit.template.chosen.resample_every
+        every = unit.template.settings.resample_every
         jobs = [self._members[number].job for number in unit.numbers]
         if every is None or samples // every == before // every or samples + every > jobs[0].epochs * self._fit_rows:
             return
@@ -211,7 +209,7 @@ class BundleTraining:
 
     def _watch_losses(self) -> None:
         settings = [member.job.settings for member in self._members]
-        if not any(one.schedule == "plateau" or one.early_stop is not None for one in settings):
+        if not any(item.schedule == "plateau" or item.early_stop is not None for item in settings):
             return
         losses = mean_losses(self._lockstep.units, self._unit_rows, "select", self._sharers)
         for member, loss in zip(self._members, losses, strict=True):
@@ -253,8 +251,8 @@ class BundleTraining:
             entry = {"epoch": self._epoch, "samples": self._epoch * self._fit_rows, "seconds": self._seconds(member)}
             member.history.append(entry | numbers)
             notes.append(Note.of(member.job, self._epoch, numbers, evaluation))
-        if self._spool:
-            self._spool.enter(notes)
+        if self._rank_log:
+            self._rank_log.enter(notes)
         return found
 
     def _take_losses(self) -> None:
@@ -285,7 +283,7 @@ class BundleTraining:
                 training = {
                     "epochs": self._epoch,
                     "fit_rows": self._fit_rows,
-                    "rows_in_memory": self._bundle.resident,
+                    "rows_in_memory": self._group.resident,
                     "seconds": self._seconds(member),
                 }
                 results = (selected[member], evaluation, member.history, training)
@@ -299,9 +297,9 @@ class BundleTraining:
 
     def _save_resume_states(self, left: Sequence[_Member]) -> None:
         """Where it is time, or some have ``left``: the others' arithmetic in a stack depends on when."""
-        remaining = {member.cohort.state for member in self._members}
-        left_behind = {member.cohort.state for member in left} & remaining
-        due = [cohort for cohort in self._bundle.cohorts if cohort.state in left_behind or self._is_to_be_saved(cohort)]
+        remaining = {member.sweep.state for member in self._members}
+        left_behind = {member.sweep.state for member in left} & remaining
+        due = [sweep for sweep in self._group.sweeps if sweep.state in left_behind or self._is_to_be_saved(sweep)]
         if not due:
             return
         self._take_losses()
@@ -309,7 +307,7 @@ class BundleTraining:
         saes, adam_states = self._lockstep.saes(), self._lockstep.states()
         if self._ranks.rank:
             return
-        for cohort in due:
+        for sweep in due:
             states = {
                 member.job.identity: ResumeState(
                     scale=float(sae.scale),
@@ -323,12 +321,12 @@ class BundleTraining:
                     seconds=self._seconds(member),
                 )
                 for member, sae, adam in zip(self._members, saes, adam_states, strict=True)
-                if member.cohort is cohort
+                if member.sweep is sweep
             }
-            save_cohort(cohort.state, self._epoch, states)
+            save_sweep(sweep.state, self._epoch, states)
 
-    def _is_to_be_saved(self, cohort: Cohort) -> bool:
-        epochs = {member.job.epochs for member in self._members if member.cohort is cohort}
+    def _is_to_be_saved(self, sweep: Sweep) -> bool:
+        epochs = {member.job.epochs for member in self._members if member.sweep is sweep}
         return any(self._epoch in spread_over(longest, self._task.checkpoints + 1) for longest in epochs)
 
     def _evaluations(
@@ -337,8 +335,8 @@ class BundleTraining:
         places = [self._members.index(member) for member in members]
         coders = self._lockstep.coders(saes)
         rows = [self._rows[member.job.key] for member in members]
-        chosen, theirs = [saes[place] for place in places], [coders[place] for place in places]
-        return evaluate(chosen, rows, part, self._parts.classes, self._sharers, theirs)
+        subset, their_coders = [saes[place] for place in places], [coders[place] for place in places]
+        return evaluate(subset, rows, part, self._parts.classes, self._sharers, their_coders)
 
     def _numbers(self, evaluation: Evaluation) -> dict[str, float]:
         return evaluation.numbers(self._task.correlation_threshold)
@@ -351,10 +349,10 @@ def _is_finite(member: _Member, sae: TrainedAutoencoder) -> bool:
     return math.isfinite(member.loss) and all(bool(weights.isfinite().all()) for weights in sae.parameters())
 
 
-def _member(job: SaeJob, cohort: Cohort, state: ResumeState | None) -> _Member:
+def _member(job: SaeJob, sweep: Sweep, state: ResumeState | None) -> _Member:
     if state is None:
-        return _Member(job, cohort, Plateau(job.settings.patience), EarlyStop(job.settings.early_stop))
-    return _Member(job, cohort, state.plateau, state.stop, state.loss, state.rows, state.history, state.seconds)
+        return _Member(job, sweep, Plateau(job.settings.patience), EarlyStop(job.settings.early_stop))
+    return _Member(job, sweep, state.plateau, state.stop, state.loss, state.rows, state.history, state.seconds)
 
 
 def spread_over(epochs: int, times: int) -> set[int]:

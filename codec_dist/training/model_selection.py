@@ -45,24 +45,24 @@ def select_saes(
     metrics = {Path(folder): _read_metrics(Path(folder)) for folder in folders}
     candidates = [_candidate(sae_folder, folder, values) for folder, values in metrics.items()]
     stability = _compare_seeds(sae_folder, candidates, metrics)
-    candidates = [replace(one, stability=stability.get(one.folder)) for one in candidates]
+    candidates = [replace(item, stability=stability.get(item.folder)) for item in candidates]
     decisions = choose(candidates, settings)
-    chosen = {decision.candidate.key: decision for decision in decisions}
+    picked = {decision.candidate.key: decision for decision in decisions}
     table = [
-        {**_row(one), "selected": chosen[one.key].candidate is one}
-        for one in sorted(candidates, key=_order(candidates))
+        {**_row(item), "selected": picked[item.key].candidate is item}
+        for item in sorted(candidates, key=_order(candidates))
     ]
     reasons = [
         {"layer": layer, "quantity": quantity, "folder": decision.candidate.folder, "reason": decision.reason}
-        for (layer, quantity), decision in chosen.items()
+        for (layer, quantity), decision in picked.items()
     ]
     content = {"criterion": settings.model_dump(mode="json"), "choices": reasons, "saes": table}
     write_json_atomically(sae_folder / "selection.json", content)
     selected: dict[str, dict[str, str]] = {}
-    for (layer, quantity), decision in chosen.items():
+    for (layer, quantity), decision in picked.items():
         selected.setdefault(layer, {})[quantity] = decision.candidate.folder
     write_json_atomically(sae_folder / "selected.json", selected)
-    return {key: sae_folder / decision.candidate.folder for key, decision in chosen.items()}
+    return {key: sae_folder / decision.candidate.folder for key, decision in picked.items()}
 
 
 def _read_metrics(folder: Path) -> dict[str, Any]:
@@ -135,11 +135,11 @@ def _compare_seeds(
 ) -> dict[str, float]:
     """The median stability of the living modes of each SAE that has other seeds, by folder."""
     configurations: dict[str, list[Candidate]] = {}
-    for one in candidates:
-        configurations.setdefault(one.configuration, []).append(one)
+    for item in candidates:
+        configurations.setdefault(item.configuration, []).append(item)
     medians: dict[str, float] = {}
     for seeds in configurations.values():
-        folders = [sae_folder / one.folder for one in seeds]
+        folders = [sae_folder / item.folder for item in seeds]
         if len(seeds) == 1:
             # What an earlier plan with more seeds left says nothing about this one.
             (folders[0] / STABILITY_FILE).unlink(missing_ok=True)
@@ -153,8 +153,8 @@ def _compare_seeds(
 def _stability(folders: Sequence[Path], metrics: Mapping[Path, Mapping[str, Any]]) -> list[Tensor]:
     compared = {folder.name: hash_file(folder / "model.safetensors") for folder in folders}
     known = [read_stability(folder, compared) for folder in folders]
-    if all(one is not None for one in known):
-        return [one for one in known if one is not None]
+    if all(item is not None for item in known):
+        return [item for item in known if item is not None]
     dictionaries = [SparseAutoencoder.load(folder).dictionary.cpu() for folder in folders]
     alive = [torch.tensor(metrics[folder]["select"]["frequency"]) > 0 for folder in folders]
     found = stability_over_seeds(dictionaries, alive)
@@ -163,17 +163,17 @@ def _stability(folders: Sequence[Path], metrics: Mapping[Path, Mapping[str, Any]
     return found
 
 
-def _row(one: Candidate) -> dict[str, Any]:
-    numbers = {"ev": one.ev, "l0": one.l0, "dead_fraction": one.dead_fraction, "stability": one.stability}
+def _row(item: Candidate) -> dict[str, Any]:
+    numbers = {"ev": item.ev, "l0": item.l0, "dead_fraction": item.dead_fraction, "stability": item.stability}
     known = {name: None if value is None or math.isnan(value) else value for name, value in numbers.items()}
-    place = {"layer": one.layer, "quantity": one.quantity, "architecture": one.architecture}
-    return {"folder": one.folder, **place, "configuration": one.configuration, "seed": one.seed, **known}
+    place = {"layer": item.layer, "quantity": item.quantity, "architecture": item.architecture}
+    return {"folder": item.folder, **place, "configuration": item.configuration, "seed": item.seed, **known}
 
 
 def _order(candidates: Sequence[Candidate]) -> Any:
     """By layer and quantity as trained, then from sparse to dense."""
-    places = {key: place for place, key in enumerate(dict.fromkeys(one.key for one in candidates))}
-    return lambda one: (places[one.key], one.l0, one.folder)
+    places = {key: place for place, key in enumerate(dict.fromkeys(item.key for item in candidates))}
+    return lambda item: (places[item.key], item.l0, item.folder)
 
 
 # ---- The rule by which one of several SAEs is chosen, and the reason in words
@@ -213,34 +213,34 @@ def choose(candidates: Sequence[Candidate], settings: SelectionSettings) -> list
 
     Ties go to the sparser, then to the first by name, so that the choice does not depend on the order of training.
     """
-    keys = dict.fromkeys(one.key for one in candidates)
-    return [_choose([one for one in candidates if one.key == key], settings) for key in keys]
+    keys = dict.fromkeys(item.key for item in candidates)
+    return [_choose([item for item in candidates if item.key == key], settings) for key in keys]
 
 
 def _choose(candidates: Sequence[Candidate], settings: SelectionSettings) -> Decision:
-    eligible = [one for one in candidates if not one.baseline] or list(candidates)
-    eligible = [one for one in eligible if math.isfinite(one.ev)] or eligible
+    eligible = [item for item in candidates if not item.baseline] or list(candidates)
+    eligible = [item for item in eligible if math.isfinite(item.ev)] or eligible
     configurations = _configurations(eligible)
     steady, remark = _steady(configurations, settings.minimum_stability)
-    chosen, why = _by_sparsity(steady, settings)
-    seed = min(chosen.seeds, key=lambda one: (-_rounded(one.stability), -_known(one.ev), one.seed))
-    reasons = [remark, why, _of_seeds(chosen, seed)]
-    left_out = sorted({one.architecture for one in candidates if one.baseline and one not in eligible})
+    picked, why = _by_sparsity(steady, settings)
+    seed = min(picked.seeds, key=lambda item: (-_rounded(item.stability), -_known(item.ev), item.seed))
+    reasons = [remark, why, _of_seeds(picked, seed)]
+    left_out = sorted({item.architecture for item in candidates if item.baseline and item not in eligible})
     if left_out:
         reasons.append(f"{', '.join(left_out)} only for comparison")
     return Decision(seed, "; ".join(filter(None, reasons)))
 
 
 def _configurations(candidates: Sequence[Candidate]) -> list[_Configuration]:
-    names = sorted({one.configuration for one in candidates})
+    names = sorted({item.configuration for item in candidates})
     found = []
     for name in names:
-        seeds = tuple(one for one in candidates if one.configuration == name)
-        stable = [one.stability for one in seeds if one.stability is not None]
+        seeds = tuple(item for item in candidates if item.configuration == name)
+        stable = [item.stability for item in seeds if item.stability is not None]
         stability = fmean(stable) if stable else None
         found.append(
             _Configuration(
-                name, seeds, fmean(_known(one.ev) for one in seeds), fmean(one.l0 for one in seeds), stability
+                name, seeds, fmean(_known(item.ev) for item in seeds), fmean(item.l0 for item in seeds), stability
             )
         )
     return found
@@ -249,50 +249,50 @@ def _configurations(candidates: Sequence[Candidate]) -> list[_Configuration]:
 def _steady(configurations: list[_Configuration], minimum: float | None) -> tuple[list[_Configuration], str]:
     if minimum is None:
         return configurations, ""
-    steady = [one for one in configurations if one.stability is not None and one.stability >= minimum]
+    steady = [item for item in configurations if item.stability is not None and item.stability >= minimum]
     if steady:
         return steady, f"{len(steady)} of {_count(configurations)} with a stability of {minimum:g} or more"
-    best = max((one.stability for one in configurations if one.stability is not None), default=None)
+    best = max((item.stability for item in configurations if item.stability is not None), default=None)
     if best is None:
         return configurations, f"a stability of {minimum:g} was asked, but each has a single seed"
-    most = [one for one in configurations if one.stability == best]
+    most = [item for item in configurations if item.stability == best]
     return most, f"none of {_count(configurations)} has a stability of {minimum:g}: the most stable ({best:.2f})"
 
 
 def _by_sparsity(configurations: list[_Configuration], settings: SelectionSettings) -> tuple[_Configuration, str]:
-    best = min(configurations, key=lambda one: (-one.ev, one.l0, one.name))
-    sparsest = min(configurations, key=lambda one: (one.l0, -one.ev, one.name))
+    best = min(configurations, key=lambda item: (-item.ev, item.l0, item.name))
+    sparsest = min(configurations, key=lambda item: (item.l0, -item.ev, item.name))
     if len(configurations) == 1:
         # Whether it is as sparse as was asked is still worth a word.
         few = settings.l0 is None or best.l0 <= settings.l0 * (1 + settings.tolerance)
-        return best, "" if few else f"{best.l0:.1f} loadings per image, above the {settings.l0:g} asked"
+        return best, "" if few else f"{best.l0:.1f} loadings per image, above the {settings.l0:g} requested"
     if settings.l0 is not None:
-        few_enough = [one for one in configurations if one.l0 <= settings.l0 * (1 + settings.tolerance)]
+        few_enough = [item for item in configurations if item.l0 <= settings.l0 * (1 + settings.tolerance)]
         if not few_enough:
             return sparsest, (
                 f"none of {_count(configurations)} has at most {settings.l0:g} loadings per image: "
                 f"the sparsest ({sparsest.l0:.1f})"
             )
-        chosen = min(few_enough, key=lambda one: (-one.ev, one.l0, one.name))
-        return chosen, (
-            f"highest EV ({chosen.ev:.3f}) of the {len(few_enough)} among {_count(configurations)} that have at most "
+        picked = min(few_enough, key=lambda item: (-item.ev, item.l0, item.name))
+        return picked, (
+            f"highest EV ({picked.ev:.3f}) of the {len(few_enough)} among {_count(configurations)} that have at most "
             f"{settings.l0:g} loadings per image"
         )
     if best.ev <= 0:
         return best, f"highest EV ({best.ev:.3f}) of {_count(configurations)}; none explains anything"
-    keeping = [one for one in configurations if one.ev >= settings.ev_kept * best.ev]
-    chosen = min(keeping, key=lambda one: (one.l0, -one.ev, one.name))
-    return chosen, (
+    keeping = [item for item in configurations if item.ev >= settings.ev_kept * best.ev]
+    picked = min(keeping, key=lambda item: (item.l0, -item.ev, item.name))
+    return picked, (
         f"sparsest of {_count(configurations)} that keeps {100 * settings.ev_kept:g} % of the highest EV "
-        f"({chosen.ev:.3f} of {best.ev:.3f}, with {chosen.l0:.1f} loadings per image instead of {best.l0:.1f})"
+        f"({picked.ev:.3f} of {best.ev:.3f}, with {picked.l0:.1f} loadings per image instead of {best.l0:.1f})"
     )
 
 
-def _of_seeds(chosen: _Configuration, seed: Candidate) -> str:
-    if len(chosen.seeds) == 1:
+def _of_seeds(picked: _Configuration, seed: Candidate) -> str:
+    if len(picked.seeds) == 1:
         return ""
     stable = f" (stability {seed.stability:.2f})" if seed.stability is not None else ""
-    return f"of its {len(chosen.seeds)} seeds the one whose modes the others find again best{stable}"
+    return f"of its {len(picked.seeds)} seeds the one whose modes the others find again best{stable}"
 
 
 def _count(configurations: Sequence[_Configuration]) -> str:

@@ -1,4 +1,4 @@
-"""What one rank does: all bundles, one after the other."""
+"""What one rank does: all groups, one after the other."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,26 +7,26 @@ import torch
 
 from codec_dist.store import ContributionStore, StoreError
 from codec_dist.training.closed_form import fit_baselines
-from codec_dist.training.co_training import Bundle, Cohort, Key, hand_out, make_bundles, make_cohorts
+from codec_dist.training.co_training import CoTrainingGroup, Key, Sweep, hand_out, make_groups, make_sweeps
 from codec_dist.training.collectives import Ranks
 from codec_dist.training.errors import TrainingError, UnfitRowsError
-from codec_dist.training.loop import BundleTraining
+from codec_dist.training.loop import GroupTraining
 from codec_dist.training.parts import Parts, read_parts
 from codec_dist.training.row_memory import bytes_for_rows, decide_residency
 from codec_dist.training.rows import LayerRows
 from codec_dist.training.sae_jobs import TrainingTask, is_finished
-from codec_dist.training.saving import LeftOut, find_cohorts, remove_ended_states, write_left_out
-from codec_dist.training.training_log import Spool
+from codec_dist.training.saving import LeftOut, find_sweeps, remove_ended_states, write_left_out
+from codec_dist.training.training_log import RankLog
 from codec_dist.utils import hash_json, keep_freed_memory
 
 # Values, gradients, two moments, and a copy while SAEs are evaluated or saved.
 COPIES_OF_WEIGHTS = 5
 
 
-def train_on_rank(task: TrainingTask, ranks: Ranks, after_bundle: Callable[[], None] = lambda: None) -> None:
+def train_on_rank(task: TrainingTask, ranks: Ranks, after_group: Callable[[], None] = lambda: None) -> None:
     """Train the SAEs of ``task`` that are not finished, together with the other ranks.
 
-    ``after_bundle`` is called by every rank equally often.
+    ``after_group`` is called by every rank equally often.
 
     Raises:
         TrainingError, StoreError, SaeError: rows that cannot be read or decomposed, or training that fails.
@@ -35,62 +35,62 @@ def train_on_rank(task: TrainingTask, ranks: Ranks, after_bundle: Callable[[], N
     store = ContributionStore(task.store_path)
     parts = read_parts(store, task.split_path)
     # Rank 0 decides, because files may change between two looks at them.
-    cohorts = ranks.from_first(_cohorts(task) if ranks.rank == 0 else [])
+    sweeps = ranks.from_first(_sweeps(task) if ranks.rank == 0 else [])
     budget = task.bytes_for_rows if task.bytes_for_rows is not None else bytes_for_rows(ranks)
-    done = _epochs_before(task, cohorts) if ranks.rank == 0 else 0
+    done = _epochs_before(task, sweeps) if ranks.rank == 0 else 0
     if not task.spread:
-        spool = Spool(task.scratch, ranks.rank, done) if ranks.rank == 0 else None
+        rank_log = RankLog(task.scratch, ranks.rank, done) if ranks.rank == 0 else None
         work = _Work(task, store, parts, ranks, budget)
-        work.train(cohorts, spool, after_bundle)
+        work.train(sweeps, rank_log, after_group)
         _account_for(task, ranks, [(work.left_out, work.damage)])
         return
-    mine = hand_out(cohorts, ranks.size, of=len({job.key for job in task.jobs}))[ranks.rank]
+    own = hand_out(sweeps, ranks.size, of=len({job.key for job in task.jobs}))[ranks.rank]
     work = _Work(task, store, parts, ranks.alone(), budget)
-    work.train(mine, Spool(task.scratch, ranks.rank, done), _nothing)
+    work.train(own, RankLog(task.scratch, ranks.rank, done), _nothing)
     outcomes = ranks.gather((work.left_out, work.damage))  # waits until all are done
-    after_bundle()
+    after_group()
     _account_for(task, ranks, outcomes)
 
 
 def _account_for(task: TrainingTask, ranks: Ranks, outcomes: Sequence[tuple[list[LeftOut], list[str]]]) -> None:
     """Note what was left out, by all ranks; an error where nothing is left, or where the store is damaged."""
-    left_out = [one for each, _ in outcomes for one in each]
+    left_out = [item for each, _ in outcomes for item in each]
     damage = [text for _, each in outcomes for text in each]
     if ranks.rank == 0:
         write_left_out(task.scratch, left_out)
     if damage:
         raise StoreError(damage[0] + ("; all other SAEs were trained" if len(left_out) < len(task.jobs) else ""))
-    if len({one.folder for one in left_out}) == len(task.jobs):
+    if len({item.folder for item in left_out}) == len(task.jobs):
         raise TrainingError(f"no SAE could be trained: {left_out[0].reason}")
 
 
 @contextmanager
-def _told_when_too_large(bundle: Bundle) -> Iterator[None]:
+def _explained_when_too_large(group: CoTrainingGroup) -> Iterator[None]:
     """Turn a GPU's lack of memory into words; on a CPU the system may end the process instead."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        first = bundle.jobs[0]
+        first = group.jobs[0]
         raise TrainingError(
-            f"{len(bundle.jobs)} SAEs that advance together ({first.label} and so on) do not fit in memory: train "
+            f"{len(group.jobs)} SAEs that advance together ({first.label} and so on) do not fit in memory: train "
             "fewer at a time (split the grid over several configs), or spread each dictionary over GPUs "
             "(training.divide)"
         ) from error
 
 
-def _cohorts(task: TrainingTask) -> list[Cohort]:
+def _sweeps(task: TrainingTask) -> list[Sweep]:
     folders = dict.fromkeys(task.directory / "sae" / job.rows_folder for job in task.jobs)
-    saved = [state for folder in folders for state in find_cohorts(folder)]
+    saved = [state for folder in folders for state in find_sweeps(folder)]
     finished = [is_finished(task.folder(job)) for job in task.jobs]
-    cohorts = make_cohorts(task.jobs, finished, saved, task.directory / "sae")
+    sweeps = make_sweeps(task.jobs, finished, saved, task.directory / "sae")
     for folder in folders:
         remove_ended_states(folder, is_finished)
-    return cohorts
+    return sweeps
 
 
-def _epochs_before(task: TrainingTask, cohorts: Sequence[Cohort]) -> int:
+def _epochs_before(task: TrainingTask, sweeps: Sequence[Sweep]) -> int:
     """Of the epochs of all SAEs, those that were done before."""
-    left = sum(job.epochs - cohort.first_epoch for cohort in cohorts for job in cohort.jobs)
+    left = sum(job.epochs - sweep.first_epoch for sweep in sweeps for job in sweep.jobs)
     return sum(job.epochs for job in task.jobs) - left
 
 
@@ -108,50 +108,50 @@ class _Work:
         self.damage: list[str] = []
         """What could not be read of the store."""
 
-    def train(self, cohorts: Sequence[Cohort], spool: Spool | None, after_bundle: Callable[[], None]) -> None:
-        """Train bundle after bundle."""
-        sources = dict.fromkeys(cohort.source for cohort in cohorts)
+    def train(self, sweeps: Sequence[Sweep], rank_log: RankLog | None, after_group: Callable[[], None]) -> None:
+        """Train group after group."""
+        sources = dict.fromkeys(sweep.source for sweep in sweeps)
         # Shares of ranks may differ by a row, but all must come to the same decisions.
         sizes = {source: max(self._ranks.gather(self._of(source[0], whole=source[1]).bytes)) for source in sources}
-        resident = {cohort.source: self._is_resident(cohort, sizes[cohort.source]) for cohort in cohorts}
-        advance = spool.epochs.advance if spool else _ignore
+        resident = {sweep.source: self._is_resident(sweep, sizes[sweep.source]) for sweep in sweeps}
+        advance = rank_log.epochs.advance if rank_log else _ignore
         size = COPIES_OF_WEIGHTS * getattr(torch, self._task.dtype).itemsize
-        bundles = make_bundles(
-            cohorts, sizes, resident, self._budget, bytes_per_parameter=size, join=not self._task.spread
+        groups = make_groups(
+            sweeps, sizes, resident, self._budget, bytes_per_parameter=size, join=not self._task.spread
         )
-        for bundle in bundles:
-            with _told_when_too_large(bundle):
-                self._train_bundle(bundle, spool, advance)
-            if spool:
-                spool.epochs.show()
-            after_bundle()
+        for group in groups:
+            with _explained_when_too_large(group):
+                self._train_group(group, rank_log, advance)
+            if rank_log:
+                rank_log.epochs.show()
+            after_group()
 
-    def _train_bundle(self, bundle: Bundle, spool: Spool | None, advance: Callable[[int], None]) -> None:
-        unfit = self._make_room(bundle)
-        for cohort in bundle.cohorts:
-            if (reason := unfit.get(cohort.key)) is not None:
-                self.left_out += [LeftOut.of(job, reason) for job in cohort.jobs]
-                advance(sum(job.epochs - cohort.first_epoch for job in cohort.jobs))
-        cohorts = tuple(cohort for cohort in bundle.cohorts if cohort.key not in unfit)
-        if not cohorts:
+    def _train_group(self, group: CoTrainingGroup, rank_log: RankLog | None, advance: Callable[[int], None]) -> None:
+        unfit = self._make_room(group)
+        for sweep in group.sweeps:
+            if (reason := unfit.get(sweep.key)) is not None:
+                self.left_out += [LeftOut.of(job, reason) for job in sweep.jobs]
+                advance(sum(job.epochs - sweep.first_epoch for job in sweep.jobs))
+        sweeps = tuple(sweep for sweep in group.sweeps if sweep.key not in unfit)
+        if not sweeps:
             return
-        bundle, first = Bundle(cohorts, bundle.resident), cohorts[0]
-        rows = {key: self._of(key, whole=first.divided) for key in bundle.keys}
+        group, first = CoTrainingGroup(sweeps, group.resident), sweeps[0]
+        rows = {key: self._of(key, whole=first.divided) for key in group.keys}
         if first.fitted:
-            source = rows[first.key] if bundle.resident else self._of(first.key, whole=True)
+            source = rows[first.key] if group.resident else self._of(first.key, whole=True)
             self.left_out += fit_baselines(
-                self._task, first, rows[first.key], source, self._parts, self._ranks, spool, advance
+                self._task, first, rows[first.key], source, self._parts, self._ranks, rank_log, advance
             )
         else:
-            training = BundleTraining(self._task, bundle, rows, self._parts, self._ranks, spool)
+            training = GroupTraining(self._task, group, rows, self._parts, self._ranks, rank_log)
             training.run(advance)
             self.left_out += training.left_out
 
-    def _is_resident(self, cohort: Cohort, needed: int) -> bool:
-        folder = self._task.directory / "sae" / cohort.jobs[0].rows_folder
+    def _is_resident(self, sweep: Sweep, needed: int) -> bool:
+        folder = self._task.directory / "sae" / sweep.jobs[0].rows_folder
         rows = {marker.shard: marker.rows for marker in self._store.markers.values()}
         rows_hash = hash_json([self._store.identity_hash, rows, self._parts.split_hash, self._task.dtype])
-        return decide_residency(folder, needed, self._budget, self._ranks, rows_hash=rows_hash, whole=cohort.divided)
+        return decide_residency(folder, needed, self._budget, self._ranks, rows_hash=rows_hash, whole=sweep.divided)
 
     def _of(self, key: Key, *, whole: bool) -> LayerRows:
         """The rows of a layer and quantity; ``whole``: none of them left to other ranks."""
@@ -164,22 +164,22 @@ class _Work:
             )
         return self._rows[key, whole]
 
-    def _make_room(self, bundle: Bundle) -> dict[Key, str]:
-        """Load what the bundle needs; first unload the rest if both do not fit. Returns what no SAE can use, and why.
+    def _make_room(self, group: CoTrainingGroup) -> dict[Key, str]:
+        """Load what the group needs; first unload the rest if both do not fit. Returns what no SAE can use, and why.
 
         All ranks that train together find the same.
         """
-        divided = bundle.cohorts[0].divided
-        needed = {key: self._of(key, whole=divided) for key in bundle.keys}
-        resident = list(needed.values()) if bundle.resident else []
-        held = [one for one in self._rows.values() if one.resident]
-        if sum(one.bytes for one in {*held, *resident}) > self._budget or not bundle.resident:
-            for one in held:
-                if one not in resident:
-                    one.unload()
+        divided = group.sweeps[0].divided
+        needed = {key: self._of(key, whole=divided) for key in group.keys}
+        resident = list(needed.values()) if group.resident else []
+        held = [item for item in self._rows.values() if item.resident]
+        if sum(item.bytes for item in {*held, *resident}) > self._budget or not group.resident:
+            for item in held:
+                if item not in resident:
+                    item.unload()
         unfit = {}
         for key, rows in needed.items():
-            found = self._ranks.gather(self._prepare(rows, bundle.resident))
+            found = self._ranks.gather(self._prepare(rows, group.resident))
             if (reason := next(filter(None, found), None)) is not None:
                 rows.unload()
                 unfit[key] = reason
@@ -204,4 +204,4 @@ def _ignore(_: int) -> None:
 
 
 def _nothing() -> None:
-    """Ranks that train apart do not meet after each bundle."""
+    """Ranks that train apart do not meet after each group."""

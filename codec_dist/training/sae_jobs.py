@@ -40,7 +40,7 @@ class SaeJob:
     """The run's, plus that of the group."""
     digest: str
     """Hash of architecture, settings, layer, quantity, the store's identity and the split; not of the seed."""
-    chosen: Mapping[str, Any] = field(default_factory=dict)
+    grid_values: Mapping[str, Any] = field(default_factory=dict)
     """The grid's values by name, and the seed if the group has several: what tells it from its siblings."""
 
     @property
@@ -66,7 +66,7 @@ class SaeJob:
     @property
     def label(self) -> str:
         """Its name in logs."""
-        values = ",".join(f"{name}={value}" for name, value in self.chosen.items())
+        values = ",".join(f"{name}={value}" for name, value in self.grid_values.items())
         return "/".join([self.layer, self.quantity, self.architecture, *filter(None, [values])])
 
     @property
@@ -138,9 +138,9 @@ def check_training(
     for group, layer, quantity in _requested(list(layers), quantities, groups):
         channels = _row_length(layers[layer], quantity)
         for point in expand_grid(group):
-            if spread == "bundles" and point.settings.divide:
+            if spread == "saes" and point.settings.divide:
                 raise TrainingError(
-                    "training.divide spreads a dictionary over all ranks, but with sae.spread bundles each rank trains "
+                    "training.divide spreads a dictionary over all ranks, but with sae.spread saes each rank trains "
                     "by itself: use sae.spread rows, or leave divide out"
                 )
             kind = hash_json([point.architecture, point.options, channels])
@@ -179,7 +179,7 @@ class GridPoint:
     settings: TrainingSettings
     seed: int
     """To be added to the run's seed."""
-    chosen: dict[str, JsonValue]
+    grid_values: dict[str, JsonValue]
     """The grid's values alone, by their names in the grid."""
 
 
@@ -199,7 +199,7 @@ def is_finished(folder: Path) -> bool:
 def _job(
     store: ContributionStore, group: SaeGroup, point: GridPoint, layer: str, quantity: str, split_hash: str, seed: int
 ) -> SaeJob:
-    asked = {
+    requested = {
         "format": FORMAT,
         "architecture": {"name": point.architecture, "options": point.options},
         "training": _in_digest(point.settings),
@@ -217,8 +217,8 @@ def _job(
         options=point.options,
         settings=point.settings,
         seed=seed + point.seed,
-        digest=hash_json(asked),
-        chosen=point.chosen | ({"seed": seed + point.seed} if len(group.seeds) > 1 else {}),
+        digest=hash_json(requested),
+        grid_values=point.grid_values | ({"seed": seed + point.seed} if len(group.seeds) > 1 else {}),
     )
 
 
@@ -267,12 +267,13 @@ def expand_grid(group: SaeGroup) -> list[GridPoint]:
     _check_names(group)
     points = []
     for values in product(*group.grid.values()):
-        chosen = dict(zip(group.grid, values, strict=True))
-        options = {name: value for name, value in chosen.items() if not name.startswith(PREFIX)}
+        grid_values = dict(zip(group.grid, values, strict=True))
+        options = {name: value for name, value in grid_values.items() if not name.startswith(PREFIX)}
         options = dict(group.architecture.options) | options
-        settings = _grid_settings(group.training, dict(_of_training(chosen)))
+        settings = _grid_settings(group.training, dict(_of_training(grid_values)))
         points += [
-            GridPoint(group.architecture.name, options, settings, seed, chosen) for seed in dict.fromkeys(group.seeds)
+            GridPoint(group.architecture.name, options, settings, seed, grid_values)
+            for seed in dict.fromkeys(group.seeds)
         ]
     return points
 
@@ -292,8 +293,8 @@ def _check_names(group: SaeGroup) -> None:
         raise TrainingError("sae.groups.seeds is empty, so there is nothing to train")
 
 
-def _of_training(chosen: dict[str, JsonValue]) -> Iterator[tuple[str, Any]]:
-    return ((name.removeprefix(PREFIX), value) for name, value in chosen.items() if name.startswith(PREFIX))
+def _of_training(grid_values: dict[str, JsonValue]) -> Iterator[tuple[str, Any]]:
+    return ((name.removeprefix(PREFIX), value) for name, value in grid_values.items() if name.startswith(PREFIX))
 
 
 def _grid_settings(base: TrainingSettings, changes: dict[str, Any]) -> TrainingSettings:

@@ -53,7 +53,7 @@ class ResumeState:
 
 
 @dataclass(frozen=True)
-class SavedCohort:
+class SavedSweep:
     """What the header of a file says: which SAEs it is about, and after which epoch."""
 
     path: Path
@@ -66,7 +66,7 @@ def state_path(folder: Path, identities: Sequence[str]) -> Path:
     return folder / RESUME_FILES.replace("*", hash_json(list(identities))[:HASH_DIGITS])
 
 
-def save_cohort(path: Path, epoch: int, states: Mapping[str, ResumeState]) -> None:
+def save_sweep(path: Path, epoch: int, states: Mapping[str, ResumeState]) -> None:
     """Write the states of SAEs that advance together, by identity, in one file: all or none.
 
     ``adam`` of a state must own its memory, as :meth:`Lockstep.states` gives it.
@@ -90,7 +90,7 @@ def save_cohort(path: Path, epoch: int, states: Mapping[str, ResumeState]) -> No
         raise OSError(f"cannot write {path}: {error}") from error
 
 
-def find_cohorts(folder: Path) -> list[SavedCohort]:
+def find_sweeps(folder: Path) -> list[SavedSweep]:
     """The usable states in a folder; a damaged one counts as none, and its SAEs start again."""
     return [state for _, state in _look_into(folder) if state is not None]
 
@@ -100,19 +100,19 @@ def damaged_states(folder: Path) -> list[Path]:
     return [path for path, state in _look_into(folder) if state is None]
 
 
-def _look_into(folder: Path) -> Iterator[tuple[Path, SavedCohort | None]]:
+def _look_into(folder: Path) -> Iterator[tuple[Path, SavedSweep | None]]:
     for path in sorted(folder.glob(RESUME_FILES)):
         try:
             with safe_open(path, "pt") as file:
                 epoch, saes = _header(file.metadata())
-                state = SavedCohort(path, epoch, tuple(sae["identity"] for sae in saes))
+                state = SavedSweep(path, epoch, tuple(sae["identity"] for sae in saes))
         except UNREADABLE:
             yield path, None
         else:
             yield path, state
 
 
-def load_cohort(path: Path) -> tuple[int, dict[str, ResumeState]]:
+def load_sweep(path: Path) -> tuple[int, dict[str, ResumeState]]:
     """Epochs that are done, and the states by identity.
 
     Raises:
@@ -137,7 +137,7 @@ def remove_ended_states(folder: Path, is_finished: Callable[[Path], bool]) -> No
     """
     for left in (*folder.glob(f".{RESUME_FILES}.*.partial"), *folder.glob(".tmp*")):
         left.unlink(missing_ok=True)
-    for state in find_cohorts(folder):
+    for state in find_sweeps(folder):
         if all(is_finished(folder / identity) for identity in state.identities):
             state.path.unlink(missing_ok=True)
 
@@ -172,7 +172,7 @@ def save_finished(
         "quantity": job.quantity,
         "seed": job.seed,
         "digest": job.digest,
-        "grid": dict(job.chosen),
+        "grid": dict(job.grid_values),
         "training": job.settings.model_dump(mode="json"),
         "split": parts.split_hash,
         "fit_rows": training["fit_rows"],
@@ -215,7 +215,7 @@ class LeftOut:
 
 def write_left_out(folder: Path, left_out: Sequence[LeftOut]) -> None:
     """Write ``left_out.json``, also where nothing is left out."""
-    write_json_atomically(folder / LEFT_OUT_FILE, [asdict(one) for one in left_out])
+    write_json_atomically(folder / LEFT_OUT_FILE, [asdict(item) for item in left_out])
 
 
 def read_left_out(folder: Path) -> list[LeftOut]:
@@ -229,10 +229,10 @@ def read_left_out(folder: Path) -> list[LeftOut]:
 
 def tell_left_out(left_out: Sequence[LeftOut]) -> None:
     """One line for each reason, of which one layer and quantity may have several SAEs."""
-    reasons = list(dict.fromkeys(one.reason for one in left_out))
+    reasons = list(dict.fromkeys(item.reason for item in left_out))
     for reason in reasons[:NAMED_REASONS]:
-        count = sum(one.reason == reason for one in left_out)
+        count = sum(item.reason == reason for item in left_out)
         sys.stderr.write(f"train: {count:,} SAE{'s' * (count != 1)} left out, the others are trained: {reason}\n")
     if len(reasons) > NAMED_REASONS:
-        more = sum(one.reason in reasons[NAMED_REASONS:] for one in left_out)
+        more = sum(item.reason in reasons[NAMED_REASONS:] for item in left_out)
         sys.stderr.write(f"train: {more:,} more SAEs left out, see sae/{LEFT_OUT_FILE}\n")

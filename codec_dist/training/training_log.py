@@ -26,7 +26,7 @@ from codec_dist.utils import Progress, read_json, write_bytes_atomically, write_
 TOP_MODE_COLUMNS = ("epoch", "layer", "quantity", "architecture", "mode", "class", "correlation", "frequency", "hoyer")
 OVERVIEW = ("ev", "l0", "dead_fraction")
 
-SPOOL_FILES = "spool-*.json"
+RANK_LOG_FILES = "rank-log-*.json"
 
 PROGRESS_SUFFIX = "progress.json"
 SECONDS_BETWEEN_WRITES = 1.0
@@ -173,7 +173,7 @@ def _overview(notes: Sequence[Note]) -> dict[str, float]:
 # ---- From the ranks to the driver
 
 
-class Spool:
+class RankLog:
     """Leaves notes of evaluations in files of the scratch folder, each of which is there before what follows from it.
 
     Args:
@@ -183,7 +183,7 @@ class Spool:
     """
 
     def __init__(self, scratch: Path, rank: int, done: int = 0) -> None:
-        self._scratch, self._name = scratch, f"spool-{rank:06d}"
+        self._scratch, self._name = scratch, f"rank-log-{rank:06d}"
         # What was left by a rank of this number that died may not have been heard yet.
         unheard = [int(path.stem.rpartition("-")[2]) for path in scratch.glob(f"{self._name}-*.json")]
         self._next = 1 + max(unheard, default=-1)
@@ -201,7 +201,7 @@ class Spool:
 
 def unheard_notes(scratch: Path) -> Iterator[list[Note]]:
     """What the ranks have left so far; what was taken is removed with the next step of the iterator."""
-    for path in sorted(scratch.glob(SPOOL_FILES)):
+    for path in sorted(scratch.glob(RANK_LOG_FILES)):
         try:
             notes = [Note(**note) for note in read_json(path)["notes"]]
         except (ValueError, KeyError, TypeError):
@@ -265,7 +265,7 @@ def runs_apart(section: TrackingSection, jobs: Sequence[SaeJob]) -> bool:
 
 
 def write_sae_runs(
-    directory: Path, section: TrackingSection, name: str, jobs: Sequence[SaeJob], chosen: Mapping[tuple[str, str], Path]
+    directory: Path, section: TrackingSection, name: str, jobs: Sequence[SaeJob], in_use: Mapping[tuple[str, str], Path]
 ) -> int:
     """Write the W&B runs of finished SAEs that have none yet; returns how many.
 
@@ -288,7 +288,7 @@ def write_sae_runs(
         for job in missing:
             with series.run(job.label, _settings_of_sae(job)) as run:
                 _write(
-                    run, folders[job], histograms.get(job.folder.as_posix(), {}), chosen.get(job.key) == folders[job]
+                    run, folders[job], histograms.get(job.folder.as_posix(), {}), in_use.get(job.key) == folders[job]
                 )
             file = run.file.resolve().relative_to(directory.resolve()).as_posix()
             write_json_atomically(folders[job] / TRACKED_FILE, {"file": file})

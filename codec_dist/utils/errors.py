@@ -4,7 +4,7 @@ from codec_dist.utils.credentials import without_credentials
 
 
 class CodecError(Exception):
-    """A fault in what was asked or found, worded for the person who reads it.
+    """An error in what was requested or found, worded for the person who reads it.
 
     The message says what was asked, what was found and what to do, on one line. Each package derives its
     own kind; the command line prints the message alone and exits with code 2. Credentials in URLs are taken out of

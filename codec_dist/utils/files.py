@@ -58,7 +58,7 @@ def full_disk(error: BaseException) -> str | None:
 def naming_full_disk(path: str | Path, *, own: bool = False) -> Iterator[None]:
     """Turn whatever a full disk makes of writing to ``path`` into a DiskFullError; other errors pass.
 
-    ``own``: an error that names its file is told with that.
+    ``own``: an error that names its file is reported with that.
     """
     try:
         yield

@@ -105,7 +105,7 @@ def _draw_gallery(
     entries = []
     for rank, (sample, image, mode_map) in enumerate(zip(gallery.samples, shown, maps.cpu().double().numpy())):
         mask = render_mask(mode_map, median_filter, contrast)
-        left, right = (enlarge(one, MINIMUM_SIDE) for one in (to_bytes(image), render_picture(image, mask)))
+        left, right = (enlarge(each, MINIMUM_SIDE) for each in (to_bytes(image), render_picture(image, mask)))
         paths = {"image": folder / f"{rank}-image.png", "map": folder / f"{rank}.png"}
         write_bytes_atomically(directory / paths["image"], encode_png(left))
         write_bytes_atomically(directory / paths["map"], encode_png(beside(left, right)))

@@ -78,8 +78,8 @@ def mode_maps(
             (slope,) = torch.autograd.grad(probability, units, retain_graph=True, allow_unused=True)
             if slope is None:
                 raise VisualizationError(f"layer {layer} does not influence the output: choose another")
-            chosen = _checked_channels(layer, channels, arrange(slope).shape[1])
-            return _halves(layer, arrange(units)[:, chosen], arrange(slope)[:, chosen].detach(), pixels)
+            selected = _checked_channels(layer, channels, arrange(slope).shape[1])
+            return _halves(layer, arrange(units)[:, selected], arrange(slope)[:, selected].detach(), pixels)
 
 
 def _traced(model: nn.Module, key: LayerKey, images: Maps) -> Traced | None:
@@ -119,10 +119,10 @@ def _probability(output: object, classes: int | Sequence[int] | Tensor, batch: i
 
 
 def _checked_channels(layer: str, channels: ChannelNumbers, count: int) -> list[int]:
-    chosen = sorted({int(channel) for channel in channels})
-    if not chosen or not 0 <= chosen[0] <= chosen[-1] < count:
-        raise VisualizationError(f"channels {chosen} of {layer} were asked for: it has {count}, numbered from 0")
-    return chosen
+    selected = sorted({int(channel) for channel in channels})
+    if not selected or not 0 <= selected[0] <= selected[-1] < count:
+        raise VisualizationError(f"channels {selected} of {layer} were asked for: it has {count}, numbered from 0")
+    return selected
 
 
 def _one_layer(model: nn.Module, layer: str) -> LayerKey:

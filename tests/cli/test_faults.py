@@ -1,4 +1,4 @@
-"""Faults in what a person has: each is one clear line, exit code 2, and nothing half-written."""
+"""Problems in what a person has: each is one clear line, exit code 2, and nothing half-written."""
 
 import dataclasses
 from pathlib import Path
@@ -42,7 +42,7 @@ def config(tmp_path: Path) -> Path:
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """The one line with which a command is refused."""
     assert main(list(words)) == 2
-    # Stages that were done before, and progress, may be told above; the fault is the last line, alone.
+    # Stages that were done before, and progress, may be told above; the problem is the last line, alone.
     *told, last = capsys.readouterr().err.splitlines()
     assert last.startswith("error: ")
     assert all(line.startswith(("pack: ", "prepare: ", "extract: ")) for line in told), told
@@ -81,7 +81,7 @@ def test_unknown_layer_is_answered_with_the_nearest(config: Path, capsys: pytest
 
 
 @pytest.mark.parametrize(
-    ("fault", "message"),
+    ("problem", "message"),
     [
         ("missing", "there is no weights file"),
         ("another model", "missing stem.0.weight"),
@@ -90,15 +90,15 @@ def test_unknown_layer_is_answered_with_the_nearest(config: Path, capsys: pytest
     ],
 )
 def test_weights_that_do_not_fit_are_named(
-    config: Path, fault: str, message: str, capsys: pytest.CaptureFixture[str]
+    config: Path, problem: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weights = config.parent / "weights.safetensors"
     state = digits_classifier().state_dict()
-    if fault == "another model":
+    if problem == "another model":
         save_file({f"other.{name}": value for name, value in state.items()}, weights)
-    elif fault == "another shape":
+    elif problem == "another shape":
         save_file(state | {"head.weight": torch.zeros(7, 128)}, weights)
-    elif fault == "no weights at all":
+    elif problem == "no weights at all":
         weights.write_bytes(b"\x80\x04 certainly not weights")
     assert message in refused(capsys, "extract", str(config), "--model.weights", str(weights))
 
@@ -152,6 +152,6 @@ def test_label_out_of_range_is_refused(config: Path, capsys: pytest.CaptureFixtu
 def test_store_of_another_config_is_refused_field_by_field(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = extract_here(load_config(config))
     line = refused(capsys, "extract", str(config), "--attribution.method.options.steps", "7")
-    assert "steps: 1 in the store, 7 asked" in line
+    assert "steps: 1 in the store, 7 requested" in line
     main(["store", "digest", str(config.parent / "run")])
     assert capsys.readouterr().out.splitlines()[-1] == before

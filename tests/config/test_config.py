@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from codec_dist.config import (
     Config,
     ConfigError,
+    SaeSection,
     config_reference,
     config_schema,
     load_config,
@@ -223,3 +224,8 @@ def test_sizes_that_are_no_pixels_are_refused(size: object) -> None:
     values = {"run": {"directory": "r"}, "data": {"shards": "s"}, "model": model}
     with pytest.raises(ConfigError, match=r"model\.preprocessing\.size"):
         parse_config(values)
+
+
+def test_a_renamed_value_is_taken_for_one_more_version(caplog: pytest.LogCaptureFixture) -> None:
+    assert SaeSection(spread="bundles").spread == "saes"
+    assert "is called `saes` now" in caplog.text

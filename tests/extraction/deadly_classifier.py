@@ -1,4 +1,4 @@
-"""The demo's classifier, which some images kill: as a fault in a native library would."""
+"""The demo's classifier, which some images kill: as a problem in a native library would."""
 
 import os
 import signal

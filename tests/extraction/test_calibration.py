@@ -165,7 +165,7 @@ def test_an_automatic_microbatch_is_chosen_once_and_kept_by_all_who_resume(
     assert "10000000" in capsys.readouterr().err
 
     other = make_config_in(tmp_path / "first", attribution={"microbatch": 64})
-    with pytest.raises(StoreError, match=r"attribution\.microbatch: auto in the store, 64 asked"):
+    with pytest.raises(StoreError, match=r"attribution\.microbatch: auto in the store, 64 requested"):
         make_plan(other)
 
 

@@ -1,4 +1,4 @@
-"""Data with every fault at once: each is counted and named in the ledger, and what is left has the rows it should."""
+"""Data with every problem at once: each is counted and named in the ledger, and what is left has the rows it should."""
 
 import io
 import tarfile
@@ -48,7 +48,7 @@ def _tar(path: Path, members: list[tuple[str, bytes]]) -> None:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """Three tars: of good samples with odd keys and one without a label, of no sample, and of faults."""
+    """Three tars: of good samples with odd keys and one without a label, of no sample, and of problems."""
     folder = tmp_path / "shards"
     folder.mkdir()
     good = [
@@ -72,7 +72,7 @@ def shards(tmp_path: Path) -> Path:
     return folder
 
 
-def test_every_fault_is_counted_and_named(make_config: MakeConfig, shards: Path) -> None:
+def test_every_problem_is_counted_and_named(make_config: MakeConfig, shards: Path) -> None:
     config = make_config(data={"shards": str(shards), "max_bad_fraction": 0.7})
     extraction_without_ray.extract_here(config)
     location = config.store_location

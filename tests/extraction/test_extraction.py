@@ -1,4 +1,4 @@
-"""Extraction on Ray: the same store whatever the number of actors, crashes and resumes; every fault is named."""
+"""Extraction on Ray: the same store whatever the number of actors, crashes and resumes; every problem is named."""
 
 import io
 import os

@@ -101,7 +101,7 @@ def test_damage_of_every_kind_is_done_again_to_the_same_digest(
     assert (summary.shards_done, summary.shards_skipped) == (2, 4)
     assert "2 shards are done again: digits-000001.tar" in capsys.readouterr().err
     assert not list(store.rglob("*.partial"))
-    assert [fault.shard for fault in verify_store(store).faults] == ["digits-000004.tar"]
+    assert [problem.shard for problem in verify_store(store).problems] == ["digits-000004.tar"]
 
     summary = extract(config, verify=True)
     assert (summary.shards_done, summary.shards_skipped) == (1, 5)

@@ -97,7 +97,7 @@ def test_a_store_resumed_or_made_by_other_actors_is_the_same_to_the_bit(
 
 def test_another_rule_for_the_points_is_another_store(refined: Config) -> None:
     options = {"steps": 3, "adaptive": ADAPTIVE}
-    with pytest.raises(StoreError, match=r"method\.options\.points.* in the store, .*learned.* asked"):
+    with pytest.raises(StoreError, match=r"method\.options\.points.* in the store, .*learned.* requested"):
         extract(refined.model_copy(update={"attribution": type(refined.attribution).model_validate(_with(options))}))
 
 

@@ -93,9 +93,9 @@ def test_truncated_shard_is_refused_with_its_name(make_config: MakeConfig, packe
 def test_store_of_another_config_is_refused_with_the_difference(make_config: MakeConfig) -> None:
     open_store(*make_plan(make_config()), {"device": "cpu"})
     method = {"name": "integrated_gradients", "options": {"steps": 20, "points": "uniform"}}
-    with pytest.raises(StoreError, match=r"attribution\.method\.options\.steps: 2 in the store, 20 asked"):
+    with pytest.raises(StoreError, match=r"attribution\.method\.options\.steps: 2 in the store, 20 requested"):
         extract(make_config(attribution={"method": method}))
-    with pytest.raises(StoreError, match="threads_per_actor: 1 in the store, 2 asked"):
+    with pytest.raises(StoreError, match="threads_per_actor: 1 in the store, 2 requested"):
         extract(make_config(cluster={"cpus_per_actor": 2}))
 
 

@@ -83,7 +83,7 @@ def test_prefix_that_the_model_has_itself_stays(tmp_path: Path) -> None:
     assert torch.equal(wrapper.model[3].weight, state["model.3.weight"])
 
 
-def test_prefix_of_some_names_only_stays_and_the_fault_is_named(tmp_path: Path) -> None:
+def test_prefix_of_some_names_only_stays_and_the_problem_is_named(tmp_path: Path) -> None:
     state = {f"module.{name}" if name.startswith("3") else name: tensor for name, tensor in filled().items()}
     torch.save(state, tmp_path / "weights.pth")
     assert "unexpected module.3.weight" in refused(tmp_path / "weights.pth")

@@ -113,7 +113,7 @@ def test_weights_from_a_file_give_the_same_model(folder: Path, form: str) -> Non
     assert loaded.fingerprint == reference.fingerprint
 
 
-def test_weights_that_do_not_fit_are_refused_with_the_first_faults(folder: Path) -> None:
+def test_weights_that_do_not_fit_are_refused_with_the_first_problems(folder: Path) -> None:
     state = load_model(own()).module.state_dict()
     state["head.weight"] = torch.zeros(2)
     state["1.weight"] = torch.zeros(2, 64)

@@ -89,17 +89,17 @@ REFUSED = {
 
 # Each is tried with two of three commands, whose checks are the same: `config show`, and the others in turn.
 TRIED = [
-    pytest.param(command, fault, id=f"{' '.join(command)}-{fault}")
-    for number, fault in enumerate(REFUSED)
+    pytest.param(command, problem, id=f"{' '.join(command)}-{problem}")
+    for number, problem in enumerate(REFUSED)
     for command in (["config", "show"], [["run"], ["extract"]][number % 2])
 ]
 
 
-@pytest.mark.parametrize(("command", "fault"), TRIED)
+@pytest.mark.parametrize(("command", "problem"), TRIED)
 def test_it_is_refused_before_anything_starts(
-    config: Path, command: list[str], fault: str, capsys: pytest.CaptureFixture[str]
+    config: Path, command: list[str], problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words, named = REFUSED[fault]
+    words, named = REFUSED[problem]
     words = [word.replace("{folder}", str(config.parent)) for word in words]
     assert main([*command, str(config), *words]) == 2
     captured = capsys.readouterr()

@@ -152,7 +152,7 @@ def test_causal_numbers_are_logged_with_their_nulls(config: Config) -> None:
 def test_a_store_of_another_config_is_refused_and_kept(config: Config) -> None:
     run = RunDirectory(config.run.directory)
     digest, resolved, split = ContributionStore(run.store).digest(), run.config.read_bytes(), run.split.read_bytes()
-    with pytest.raises(StoreError, match=r"steps: 2 in the store, 3 asked"):
+    with pytest.raises(StoreError, match=r"steps: 2 in the store, 3 requested"):
         run_stages(changed(config, "--attribution.method.options.steps", "3"))
     assert ContributionStore(run.store).digest() == digest
     # The run's own config still describes the run, so that it can go on.

@@ -152,7 +152,7 @@ def test_what_is_lost_in_the_bucket_is_extracted_again(
     server.busy_every = 7
     told = extract_by_command(run)
     server.busy_every = 0
-    assert "1 faults in the store" in told
+    assert "1 problems in the store" in told
     assert len(Ledger(STORE)) == 2
     assert ContributionStore(STORE).digest() == expected
     assert verify_store(STORE).ok

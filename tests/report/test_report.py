@@ -81,7 +81,7 @@ def test_page_shows_the_headline_numbers(make_run: Any) -> None:
 def test_every_section_is_there_in_order(make_run: Any) -> None:
     text = build(make_run())
     order = [
-        'id="findings"', 'id="laws"', 'id="layers"', 'id="saes"', 'id="modes"', 'id="gallery"', 'id="causal"',
+        'id="findings"', 'id="paper-findings"', 'id="layers"', 'id="saes"', 'id="modes"', 'id="gallery"', 'id="causal"',
         'id="trust"', 'id="settings"', 'id="continue"',
     ]  # fmt: skip
     places = [text.index(one) for one in order]

@@ -210,7 +210,7 @@ def test_held_out_losses_do_not_depend_on_which_modes_are_declared_dead(name: st
     sae, rows = make(name, auxk=4)
     sae.eval()
     before = sae.loss(rows).total.item()
-    sae.samples_since_fired += sae.chosen.dead_window
+    sae.samples_since_fired += sae.settings.dead_window
     assert sae.loss(rows).total.item() == before
 
 

@@ -100,8 +100,8 @@ CASES = {
 
 
 def decoded(content):
-    image, fault = decode_image(content)
-    assert fault is None
+    image, problem = decode_image(content)
+    assert problem is None
     return image
 
 
@@ -160,10 +160,10 @@ def test_an_image_that_is_cut_is_refused_or_has_all_its_pixels(case):
     whole = np.asarray(decoded(content).convert("RGB"))
     refused = 0
     for cut in sorted({*range(0, len(content), 41), *range(len(content) - 16, len(content))}):
-        image, fault = decode_image(content[:cut])
+        image, problem = decode_image(content[:cut])
         if image is None:
-            assert "the image cannot be decoded: " in fault
-            assert "\n" not in fault
+            assert "the image cannot be decoded: " in problem
+            assert "\n" not in problem
             refused += 1
         else:
             np.testing.assert_array_equal(np.asarray(image.convert("RGB")), whole)
@@ -193,9 +193,9 @@ def bombs():
 @pytest.mark.parametrize("case", bombs())
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_decompression_bombs_are_refused_before_they_go_off(case):
-    image, fault = decode_image(bombs()[case])
+    image, problem = decode_image(bombs()[case])
     assert image is None
-    assert "more than the" in fault or "decompression bomb" in fault
+    assert "more than the" in problem or "decompression bomb" in problem
 
 
 def test_the_largest_image_is_decoded():
@@ -211,9 +211,9 @@ def test_a_text_chunk_that_explodes_is_refused():
     text = chunk(b"zTXt", b"bomb\0\0" + zlib.compress(bytes(80_000_000), 9))
     content = encode("PNG")
     place = content.index(b"IDAT") - 4
-    image, fault = decode_image(content[:place] + text + content[place:])
+    image, problem = decode_image(content[:place] + text + content[place:])
     assert image is None
-    assert "too large" in fault
+    assert "too large" in problem
 
 
 SHORT_OF_MEMORY = """
@@ -235,7 +235,7 @@ print(decode_image(content)[0].size)
 """
 
 
-def test_too_little_memory_is_not_the_fault_of_the_image(tmp_path):
+def test_too_little_memory_is_not_the_problem_of_the_image(tmp_path):
     (tmp_path / "large.png").write_bytes(encode("PNG", image=Image.new("RGB", (8000, 6000))))
     command = [sys.executable, "-c", SHORT_OF_MEMORY, str(tmp_path / "large.png")]
     output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout

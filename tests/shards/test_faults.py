@@ -1,4 +1,4 @@
-"""Data with faults: every sample that cannot be used is counted and named, and no tar that is torn passes."""
+"""Data with problems: every sample that cannot be used is counted and named, and no tar that is torn passes."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def test_two_samples_of_one_key_are_both_unusable_and_have_names_of_their_own(tm
     tar(tmp_path / "x.tar", [*members, ("a.png", pixels), ("a.cls", b"0"), ("c.png", pixels), ("a.cls", b"7")])
     index = load_index(tmp_path)
     assert index.sample_count == 5
-    assert index.fault_count == 3
+    assert index.problem_count == 3
     items = read(index)
     assert list(items) == ["a", "b", "a.duplicate-2", "c", "a.duplicate-3"]
     assert [item.error is None for item in items.values()] == [False, True, False, True, False]
@@ -35,10 +35,10 @@ def test_two_samples_of_one_key_are_both_unusable_and_have_names_of_their_own(tm
     assert make_split(index.samples(), 0.6, 0.2, 0.2, 0)["key"].to_pylist() == list(items)
 
 
-def test_a_limit_keeps_the_faults_of_its_samples(tmp_path, tar, pixels):
+def test_a_limit_keeps_the_problems_of_its_samples(tmp_path, tar, pixels):
     tar(tmp_path / "x.tar", [("a.png", pixels), ("b.png", pixels), ("a.cls", b"1"), ("c.png", pixels)])
     limited = limit_samples(load_index(tmp_path), 2)
-    assert limited.fault_count == 1
+    assert limited.problem_count == 1
     assert [item.error is None for item in read(limited).values()] == [False, True]
 
 
@@ -46,7 +46,7 @@ def test_the_same_key_in_two_tars_is_two_samples(tmp_path, tar, pixels):
     for name in ("x.tar", "y.tar"):
         tar(tmp_path / name, [("a.png", pixels), ("a.cls", b"1")])
     index = load_index(tmp_path)
-    assert index.fault_count == 0
+    assert index.problem_count == 0
     assert [item.error for info in index.shards for item in read_shard(tmp_path, info)] == [None, None]
 
 
@@ -96,12 +96,12 @@ def test_labels_without_a_class_are_unusable(tmp_path, tar, pixels):
                    for kind, content in (("png", pixels), ("cls", b"%d" % label))]  # fmt: skip
         tar(tmp_path / "s" / f"{number}.tar", members)
     plain = load_index(tmp_path / "s")
-    assert plain.fault_count == 0
+    assert plain.problem_count == 0
     (tmp_path / "s" / "classes.json").write_text('["zero", "one"]')
     with pytest.raises(ShardError, match=r"names 2 classes, and named 0 when the shards were indexed: index again"):
         load_index(tmp_path / "s")
     index = build_index(tmp_path / "s")
-    assert index.fault_count == 2
+    assert index.problem_count == 2
     assert index.fingerprint != plain.fingerprint, "other samples are used"
     items = read(index)
     assert items["02"].error == items["12"].error == "the label 2 is out of range: classes.json names classes 0 to 1"

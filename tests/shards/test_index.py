@@ -198,7 +198,7 @@ def test_the_index_of_a_read_only_folder_is_kept_in_the_cache(foreign):
         assert sorted(path.suffix for path in folder.iterdir()) == [".tar", ".tar"]
 
 
-def test_an_index_without_a_column_of_faults_is_read(packed):
+def test_an_index_without_a_column_of_problems_is_read(packed):
     path = Path(packed.location, "index.parquet")
     assert pq.read_table(path).column_names == ["name", "samples", "bytes", "fingerprint"]
     metadata = pq.read_table(path).schema.metadata

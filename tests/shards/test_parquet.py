@@ -1,4 +1,4 @@
-"""Packing from Parquet files: every row an image, labels by number or name, memory bounded, faults named."""
+"""Packing from Parquet files: every row an image, labels by number or name, memory bounded, problems named."""
 
 import io
 import json

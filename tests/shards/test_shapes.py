@@ -151,8 +151,8 @@ def test_parts_cover_the_area_of_their_shape(kind, area, turn):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"count": 0}, "0 shapes were asked"),
-        ({"size": 3}, "3 × 3 pixels were asked"),
+        ({"count": 0}, "0 shapes were requested"),
+        ({"size": 3}, "3 × 3 pixels were requested"),
         ({"size": 5000}, "5000 × 5000 pixels"),
         ({"classes": 0}, "0 classes of shapes"),
         ({"classes": MOST_CLASSES + 1}, "there can be 1 to"),

@@ -152,7 +152,7 @@ def test_bad_samples_are_items_with_an_error_and_the_others_go_on(mixed, threads
 
 
 @pytest.mark.parametrize(
-    ("content", "label", "fault"),
+    ("content", "label", "problem"),
     [
         (b'{"class": 3}', 3, None),
         (b'{"class": null}', None, None),
@@ -168,13 +168,13 @@ def test_bad_samples_are_items_with_an_error_and_the_others_go_on(mixed, threads
         (b"[" * 100_000, None, "not JSON"),
     ],
 )
-def test_labels_from_json_are_integers_or_errors(tmp_path, png, tar, content, label, fault):
+def test_labels_from_json_are_integers_or_errors(tmp_path, png, tar, content, label, problem):
     pixels = png(np.zeros((2, 2), np.uint8))
     tar(tmp_path / "x.tar", [("a.png", pixels), ("a.json", content), ("b.png", pixels), ("b.json", b'{"class": 0}')])
     index = load_index(tmp_path, label_field="json:class")
     first, second = read_shard(tmp_path, index.shards[0], label_field="json:class")
     assert (first.label, second.label) == (label, 0)
-    assert (first.error is None) if fault is None else (fault in first.error)
+    assert (first.error is None) if problem is None else (problem in first.error)
 
 
 @pytest.mark.parametrize("content", [b"", b"1 2", b"1.0", "٣".encode(), b"9" * 5000, b"2147483648"])

@@ -56,10 +56,10 @@ def test_another_identity_is_refused_with_the_differences_spelled_out(plan):
     with pytest.raises(StoreError) as caught:
         plan.create(identity=other)
     assert str(caught.value) == (
-        f"the store {path} was made with other settings: model: m in the store, n asked; "
-        "attribution.method.options.steps: 10 in the store, 20 asked; "
-        "attribution.method.options.baseline: zeros in the store, nothing asked; "
-        "extra: nothing in the store, [1] asked. "
+        f"the store {path} was made with other settings: model: m in the store, n requested; "
+        "attribution.method.options.steps: 10 in the store, 20 requested; "
+        "attribution.method.options.baseline: zeros in the store, nothing requested; "
+        "extra: nothing in the store, [1] requested. "
         "Choose another place (store.location, or run.directory), or give the settings of the store"
     )
 
@@ -69,16 +69,16 @@ def test_another_identity_is_refused_with_the_differences_spelled_out(plan):
     [
         (
             {"layers": {"blocks.0": 3, "blocks.1@input:heads": 6}},
-            "layers.blocks.1@input:heads: 5 in the store, 6 asked",
+            "layers.blocks.1@input:heads: 5 in the store, 6 requested",
         ),
-        ({"layers": {"blocks.0": 3}}, "layers.blocks.1@input:heads: 5 in the store, nothing asked"),
-        ({"targets": ["top_2"]}, r'targets: \["top_1"\] in the store, \["top_2"\] asked'),
-        ({"quantities": ["activation-positive"]}, "quantities: .* in the store, .* asked"),
-        ({"dtype": "float64"}, "dtype: float32 in the store, float64 asked"),
-        ({"shards": [("s-0.tar", 4)]}, "shards: 3 in the store, 1 asked; samples: 11 in the store, 4 asked"),
-        ({"shards": [("s-1.tar", 4), ("s-0.tar", 6), ("s-2.tar", 1)]}, "names and sizes of shards: .* asked"),
-        ({"identity": {"model": "m", "method": {"steps": 10.5}}}, r"method.steps: 10 in the store, 10.5 asked"),
-        ({"identity": {"model": "m", "method": {"steps": True}}}, "method.steps: 10 in the store, true asked"),
+        ({"layers": {"blocks.0": 3}}, "layers.blocks.1@input:heads: 5 in the store, nothing requested"),
+        ({"targets": ["top_2"]}, r'targets: \["top_1"\] in the store, \["top_2"\] requested'),
+        ({"quantities": ["activation-positive"]}, "quantities: .* in the store, .* requested"),
+        ({"dtype": "float64"}, "dtype: float32 in the store, float64 requested"),
+        ({"shards": [("s-0.tar", 4)]}, "shards: 3 in the store, 1 requested; samples: 11 in the store, 4 requested"),
+        ({"shards": [("s-1.tar", 4), ("s-0.tar", 6), ("s-2.tar", 1)]}, "names and sizes of shards: .* requested"),
+        ({"identity": {"model": "m", "method": {"steps": 10.5}}}, r"method.steps: 10 in the store, 10.5 requested"),
+        ({"identity": {"model": "m", "method": {"steps": True}}}, "method.steps: 10 in the store, true requested"),
     ],
 )
 def test_every_part_of_the_form_belongs_to_the_identity(plan, change, message):

@@ -192,6 +192,6 @@ def test_a_merged_table_with_wrong_rows_is_made_again(full):
     expected = [row for number in range(3) for row in range(number * 6, number * 6 + full.rows(number))]
     assert ContributionStore(full.path).samples["row"].to_pylist() == expected
     found = verify_store(full.path, full=False)
-    assert [fault.kind for fault in found.faults] == ["table"]
+    assert [problem.kind for problem in found.problems] == ["table"]
     repair_store(full.path, found)
     assert verify_store(full.path).ok

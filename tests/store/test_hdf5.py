@@ -83,7 +83,7 @@ def test_an_import_that_was_stopped_goes_on_to_the_same_digest(make_file, tmp_pa
     assert Ledger(tmp_path / "store").pending() == [2, 3, 4]
     import_hdf5(path, tmp_path / "store", rows_per_shard=5)
     assert ContributionStore(tmp_path / "store").digest() == ContributionStore(tmp_path / "whole").digest()
-    with pytest.raises(StoreError, match=r"imported\.sha256: .* in the store, .* asked"):
+    with pytest.raises(StoreError, match=r"imported\.sha256: .* in the store, .* requested"):
         import_hdf5(make_file("other.h5", labels=False, layers=2), tmp_path / "store", rows_per_shard=5)
 
 

@@ -113,7 +113,7 @@ def test_verify_and_repair_work_in_a_bucket(remote):
     place.delete(chunk.replace("c.1.0", "c.2.0"))
     place.write("notes.txt", b"mine")
     found = verify_store(remote.path)
-    assert [(fault.kind, fault.shard_number) for fault in found.faults] == [
+    assert [(problem.kind, problem.shard_number) for problem in found.problems] == [
         ("chunk", 1),
         ("chunk", 2),
         ("unexpected", None),
@@ -133,7 +133,7 @@ def test_a_store_whose_maker_was_killed_is_completed_by_the_next(remote):
         place.delete(name)
     remote.create()
     assert write_all(remote).complete
-    with pytest.raises(StoreError, match="model: m in the store, n asked"):
+    with pytest.raises(StoreError, match="model: m in the store, n requested"):
         remote.create(identity={"model": "n", "method": {"steps": 10}})
 
 

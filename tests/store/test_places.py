@@ -1,4 +1,4 @@
-"""What a folder on disk promises the store: files whole or absent, exclusive names, and clear faults when it fills."""
+"""What a folder on disk promises the store: files whole or absent, exclusive names, and clear errors when it fills."""
 
 import os
 import threading
@@ -78,7 +78,7 @@ def test_of_many_that_create_a_file_one_alone_does(place):
     assert list(place.files()) == ["name"]
 
 
-def test_files_and_folders_are_removed_and_what_is_not_there_is_no_fault(place):
+def test_files_and_folders_are_removed_and_what_is_not_there_is_no_problem(place):
     for name in ("a/b/c", "a/d", "e"):
         place.write(name, b"x")
     place.delete("a")

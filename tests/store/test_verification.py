@@ -23,7 +23,7 @@ def finished(full):
 
 
 def places(found):
-    return [(fault.shard_number, fault.shard, fault.layer, fault.quantity) for fault in found.faults]
+    return [(problem.shard_number, problem.shard, problem.layer, problem.quantity) for problem in found.problems]
 
 
 def flip(path: Path, place: int = 7) -> None:
@@ -42,7 +42,7 @@ def test_a_sound_store_is_found_sound(finished):
         assert "none" in str(found)
 
 
-def test_shards_that_are_pending_are_told_and_are_no_fault(plan):
+def test_shards_that_are_pending_are_told_and_are_no_problem(plan):
     plan.write(0)
     plan.write(1)
     (plan.path / "ledger" / "000001.json").unlink()  # killed between the samples and the marker
@@ -73,7 +73,7 @@ def test_a_damaged_chunk_is_named_by_shard_layer_and_quantity(finished, damage, 
         found = verify_store(finished.path, full=full)
         assert places(found) == [WHERE]
         assert found.damaged == [1]
-        assert words in found.faults[0].found
+        assert words in found.problems[0].found
         assert not found.ok
     assert all(word in str(found) for word in (*WHERE[1:], "extract", "1 shard is done again"))
 
@@ -87,7 +87,7 @@ def test_a_chunk_of_another_shard_is_told_as_such(tmp_path, make_plan):
     path.write_bytes(Path(str(path).replace("c.1.0", "c.0.0")).read_bytes())
     found = verify_store(plan.path)
     assert places(found) == [WHERE]
-    assert found.faults[0].found.endswith("they are the rows of s-0.tar")
+    assert found.problems[0].found.endswith("they are the rows of s-0.tar")
 
 
 @pytest.mark.parametrize("damage", ["missing", "flipped", "of another shard", "short"])
@@ -104,7 +104,7 @@ def test_a_damaged_table_of_samples_is_found(finished, damage):
     for full in (True, False):
         found = verify_store(finished.path, full=full)
         assert places(found) == [(1, "s-1.tar", "", "")]
-        assert found.faults[0].kind == "samples"
+        assert found.problems[0].kind == "samples"
         assert found.damaged == [1]
     (finished.path / "samples.parquet").unlink()
     with pytest.raises(StoreError, match=r"the samples of shard s-1.tar .* are damaged"):
@@ -127,7 +127,7 @@ def test_any_flipped_bit_in_a_marker_makes_its_shard_pending(full, place, bit):
         found = verify_store(full.path)
         if not same:
             assert places(found) == [(1, "s-1.tar", "", "")]
-            assert found.faults[0].kind == "marker"
+            assert found.problems[0].kind == "marker"
             assert Ledger(full.path).pending() == [1]
     finally:
         path.write_bytes(content)
@@ -143,9 +143,9 @@ def test_markers_of_another_store_another_shard_or_lost_ones_are_found(finished,
     (ledger / "000002.json").unlink()
     found = verify_store(finished.path)
     words = ["another identity", "is that of shard 2", "is missing in a finished store"]
-    for fault, expected in zip(found.faults, words):
-        assert fault.kind == "marker"
-        assert expected in fault.found
+    for problem, expected in zip(found.problems, words):
+        assert problem.kind == "marker"
+        assert expected in problem.found
     assert found.damaged == [0, 1, 2]
 
 
@@ -169,13 +169,14 @@ def test_stale_and_unexpected_files_are_told_apart_and_the_lease_is_neither(fini
         (finished.path / name).write_text("x")
     found = verify_store(finished.path)
     by_kind = {
-        kind: sorted(fault.file for fault in found.faults if fault.kind == kind) for kind in ("stale", "unexpected")
+        kind: sorted(problem.file for problem in found.problems if problem.kind == kind)
+        for kind in ("stale", "unexpected")
     }
     assert by_kind == {"stale": sorted(stale), "unexpected": sorted(unexpected)}
-    assert len(found.faults) == len(stale) + len(unexpected)
+    assert len(found.problems) == len(stale) + len(unexpected)
     assert repair_store(finished.path, found) == []
     left = verify_store(finished.path)
-    assert sorted(fault.file for fault in left.faults) == sorted(unexpected)
+    assert sorted(problem.file for problem in left.problems) == sorted(unexpected)
     assert all((finished.path / name).exists() for name in unexpected), "what is not ours is not removed"
 
 
@@ -190,7 +191,7 @@ def test_a_wrong_table_of_all_samples_is_found_and_made_again(finished, damage):
     else:
         flip(path, len(content) // 3)
     found = verify_store(finished.path)
-    assert [fault.kind for fault in found.faults] == ["table"]
+    assert [problem.kind for problem in found.problems] == ["table"]
     assert repair_store(finished.path, found) == []
     assert path.read_bytes() == content
 
@@ -205,8 +206,8 @@ def test_lost_metadata_of_an_array_are_found_and_written_again(finished, damage)
     else:
         path.write_bytes(content[:-9] if damage == "not JSON" else content.replace(b"18", b"12", 1))
     found = verify_store(finished.path)
-    assert found.faults[0].kind == "metadata"
-    assert {fault.quantity for fault in found.faults[1:]} == {"activation-positive"}
+    assert found.problems[0].kind == "metadata"
+    assert {problem.quantity for problem in found.problems[1:]} == {"activation-positive"}
     repair_store(finished.path, found)
     assert path.read_bytes() == content
     for number in found.damaged:
@@ -250,4 +251,4 @@ def test_any_flipped_bit_in_valid_rows_is_found_and_one_in_the_padding_is_none(
     found = verify_store(plan.path)
     assert found.damaged == ([number] if valid else [])
     if valid:
-        assert found.faults[0].file == str(path.relative_to(plan.path))
+        assert found.problems[0].file == str(path.relative_to(plan.path))

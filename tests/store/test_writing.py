@@ -1,4 +1,4 @@
-"""What writing promises: all or pending, the same bytes again, and faults named by layer, channel and sample."""
+"""What writing promises: all or pending, the same bytes again, and problems named by layer, channel and sample."""
 
 import json
 import os

@@ -16,13 +16,13 @@ from codec_dist.training.optimizer import Lockstep
 from codec_dist.training.rank import train_on_rank
 
 
-class Interrupted(Exception):  # noqa: N818 -- not a fault
+class Interrupted(Exception):  # noqa: N818 -- not a problem
     """Stands for a kill."""
 
 
 @contextmanager
 def interrupted_at(step: int) -> Iterator[None]:
-    """End whatever trains inside when it begins its step of this number (counted over all bundles)."""
+    """End whatever trains inside when it begins its step of this number (counted over all groups)."""
     original, taken = Lockstep.step, 0
 
     def counted(self: Lockstep, *arguments: Any) -> None:

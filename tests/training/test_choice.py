@@ -87,7 +87,7 @@ def test_where_nothing_meets_the_criterion_the_nearest_is_taken_and_it_is_said()
     )
     assert "each has a single seed" in reason(CURVE, minimum_stability=0.8)
     assert "none of 4 configurations has at most 0.5 loadings per image: the sparsest (1.0)" in reason(CURVE, l0=0.5)
-    assert "3.0 loadings per image, above the 2 asked" in reason([sae("a", 0.9, 3)], l0=2)
+    assert "3.0 loadings per image, above the 2 requested" in reason([sae("a", 0.9, 3)], l0=2)
 
 
 def test_baselines_are_for_comparison() -> None:

@@ -23,7 +23,7 @@ from codec_dist.training.collectives import Ranks
 from codec_dist.training.errors import TrainingError
 from codec_dist.training.rank import train_on_rank
 from codec_dist.training.sae_jobs import TrainingTask
-from codec_dist.training.saving import RESUME_FILES, find_cohorts
+from codec_dist.training.saving import RESUME_FILES, find_sweeps
 from codec_dist.training.training_log import training_log
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -124,14 +124,14 @@ def two_ranks(
 
     tasks = {
         "rows": make("rows", exact, **double),
-        "bundles": make("bundles", exact, spread=True, **double),
+        "saes": make("groups", exact, spread=True, **double),
         "divided": make("divided", divided, **double, **often),
         "straight": make("straight", STACKS),
         "interrupted": make("interrupted", STACKS, **often),
-        "interrupted bundles": make("interrupted-bundles", STACKS, spread=True, **often),
+        "interrupted groups": make("interrupted-groups", STACKS, spread=True, **often),
     }
     random = Random(time.time_ns())
-    steps = {name: random.randint(6, 34) for name in ("divided", "interrupted", "interrupted bundles")}
+    steps = {name: random.randint(6, 34) for name in ("divided", "interrupted", "interrupted groups")}
     print(f"interrupted at {steps}")  # noqa: T201 -- shown where a test fails
     ranks = start([(task, steps.get(name)) for name, task in tasks.items()], folder, size=2)
     assert [rank.wait(timeout=500) for rank in ranks] == [0, 0]
@@ -168,7 +168,7 @@ def by_one_rank(task: TrainingTask) -> TrainingTask:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spread", ["rows", "bundles"])
+@pytest.mark.parametrize("spread", ["rows", "saes"])
 def test_two_ranks_give_the_result_of_one(spread: str, two_ranks: Tasks, exact: TrainingTask) -> None:
     """52 steps; with the threshold of BatchTopK, AuxK and dead windows of global batches."""
     together, alone = two_ranks[spread], exact
@@ -204,17 +204,17 @@ def test_what_two_ranks_train_is_resumed_bit_by_bit(two_ranks: Tasks) -> None:
 
 
 @pytest.mark.slow
-def test_bundles_of_two_ranks_are_resumed_bit_by_bit(two_ranks: Tasks, stacks: TrainingTask) -> None:
-    assert_same(two_ranks["interrupted bundles"], stacks)
-    with training_log(two_ranks["bundles"]):
+def test_groups_of_two_ranks_are_resumed_bit_by_bit(two_ranks: Tasks, stacks: TrainingTask) -> None:
+    assert_same(two_ranks["interrupted groups"], stacks)
+    with training_log(two_ranks["saes"]):
         pass  # what the ranks have left is logged at its end
-    assert not list(two_ranks["bundles"].scratch.glob("spool-*"))
+    assert not list(two_ranks["saes"].scratch.glob("rank-log-*"))
     entries = [
         json.loads(line)["metrics"]
-        for line in (two_ranks["bundles"].directory / "metrics.jsonl").read_text().splitlines()
+        for line in (two_ranks["saes"].directory / "metrics.jsonl").read_text().splitlines()
         if "metrics" in json.loads(line)
     ]
-    for job in two_ranks["bundles"].jobs:  # also those that rank 1 has trained
+    for job in two_ranks["saes"].jobs:  # also those that rank 1 has trained
         assert sum(f"{job.label}/ev" in entry for entry in entries) == 2, job.label
 
 
@@ -250,7 +250,7 @@ def test_a_killed_training_continues_bit_by_bit(
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    saved = [state for folder in (killed.directory / "sae").glob("*/*") for state in find_cohorts(folder)]
+    saved = [state for folder in (killed.directory / "sae").glob("*/*") for state in find_sweeps(folder)]
     assert any(0 < state.epoch < 20 for state in saved)
     train_on_rank(killed, Ranks())
     train_on_rank(whole, Ranks())

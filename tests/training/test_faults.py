@@ -14,7 +14,7 @@ from codec_dist.training.collectives import Ranks
 from codec_dist.training.optimizer import Lockstep
 from codec_dist.training.rank import train_on_rank
 from codec_dist.training.sae_jobs import TrainingTask
-from codec_dist.training.saving import RESUME_FILES, ResumeState, save_cohort
+from codec_dist.training.saving import RESUME_FILES, ResumeState, save_sweep
 from codec_dist.training.schedules import EarlyStop, Plateau
 
 Run, Task = Callable[..., Path], Callable[..., TrainingTask]
@@ -81,7 +81,7 @@ def test_a_resume_state_of_another_sae_is_refused(
     other = build(architecture, {"modes": 10}, channels)
     adam = Lockstep([other], [0.1], Ranks()).states()[0]  # type: ignore[list-item]
     state = ResumeState(1.0, other.state_dict(), adam, Plateau(1), EarlyStop(None), 0.0, 0, [], 0.0)
-    save_cohort(task.directory / "sae" / job.rows_folder / RESUME_FILES.replace("*", "0"), 1, {job.identity: state})
+    save_sweep(task.directory / "sae" / job.rows_folder / RESUME_FILES.replace("*", "0"), 1, {job.identity: state})
     with pytest.raises(TrainingError, match=r"holds no topk of 12 channels and 10 modes: remove .*resume-0"):
         train_on_rank(task, Ranks())
 

@@ -28,7 +28,7 @@ def test_a_grid_is_every_combination_of_its_values_and_seeds() -> None:
     assert points == [({"modes": 8, "k": k}, rate, seed) for k in (2, 3) for rate in (0.1, 0.2) for seed in (0, 4)]
     assert all(point.settings.epochs == 5 for point in expand_grid(group))
     (alone,) = expand_grid(SaeGroup())
-    assert (alone.options, alone.seed, alone.chosen) == ({}, 0, {})
+    assert (alone.options, alone.seed, alone.grid_values) == ({}, 0, {})
 
 
 def test_an_sae_is_the_same_whether_a_grid_or_a_group_asks_for_it(make_run: Callable[..., Path]) -> None:

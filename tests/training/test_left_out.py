@@ -153,7 +153,7 @@ def test_a_damaged_block_is_an_error_after_the_other_layers_are_trained(make_run
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("spread", ["rows", "bundles"])
+@pytest.mark.parametrize("spread", ["rows", "saes"])
 def test_two_ranks_leave_out_the_same_and_the_run_says_so(
     make_run: Run, ray_cluster: object, spread: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

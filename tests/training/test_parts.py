@@ -1,4 +1,4 @@
-"""Plans, bundles and what a training refuses: the parts of training, one by one."""
+"""Plans, groups and what a training refuses: the parts of training, one by one."""
 
 import json
 import math

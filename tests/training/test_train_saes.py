@@ -90,11 +90,11 @@ def _check_metrics_file(run: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("spread", ["rows", "bundles"])
-def test_a_fault_inside_the_ranks_is_one_clear_line(
+@pytest.mark.parametrize("spread", ["rows", "saes"])
+def test_a_problem_inside_the_ranks_is_one_clear_line(
     make_run: Callable[..., Path], make_groups: Groups, ray_cluster: object, spread: str
 ) -> None:
-    """With whole bundles the other rank has nothing to train, and waits."""
+    """With whole SAEs the other rank has nothing to train, and waits."""
     run = make_run(layers={"blocks.1": 12})
     wild = make_groups()[0].model_copy(update={"training": TrainingSettings(epochs=2, learning_rate=1e38)})
     with pytest.raises(TrainingError, match="lower its learning_rate"):
@@ -210,8 +210,8 @@ def test_dividing_a_dictionary_over_ranks_that_do_not_meet_is_refused(
 ) -> None:
     group = make_groups()[0]
     divided = group.model_copy(update={"training": group.training.model_copy(update={"divide": True})})
-    with pytest.raises(TrainingError, match=r"training\.divide .* sae\.spread bundles"):
-        train(make_run(), (divided,), "bundles")
+    with pytest.raises(TrainingError, match=r"training\.divide .* sae\.spread saes"):
+        train(make_run(), (divided,), "saes")
 
 
 @pytest.mark.parametrize(

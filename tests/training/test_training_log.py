@@ -44,11 +44,11 @@ def test_what_an_interrupted_training_has_evaluated_is_logged_and_the_next_one_g
     before = logged(run)
     assert before
     # Of a training that was killed, notes may be left; and anything may be in a file.
-    (task.scratch / "spool-000000-000000007.json").write_text('{"notes": [{"epoch": 1}]}')
+    (task.scratch / "rank-log-000000-000000007.json").write_text('{"notes": [{"epoch": 1}]}')
     with training_log(task):
         train_on_rank(task, Ranks())
-    assert "spool-000000-000000007.json cannot be read" in capsys.readouterr().err
-    assert not list(task.scratch.glob("spool-*"))
+    assert "rank-log-000000-000000007.json cannot be read" in capsys.readouterr().err
+    assert not list(task.scratch.glob("rank-log-*"))
     expected = Counter(
         (job.label, json.loads(line)["epoch"])
         for job in task.jobs

@@ -5,7 +5,15 @@ from typing import Any
 
 import pytest
 
-from codec_dist.report.findings import FAILS, HOLDS, PARTLY, UNKNOWN, Law, rank_correlation, try_laws
+from codec_dist.report.findings import (
+    FAILS,
+    HOLDS,
+    PARTLY,
+    UNKNOWN,
+    PaperFinding,
+    check_paper_findings,
+    rank_correlation,
+)
 from codec_dist.report.run_data import RunData
 
 Series = list[float | None]
@@ -63,28 +71,28 @@ def run_data(
     )  # fmt: skip
 
 
-def laws(**measured: Any) -> list[Law]:
-    return try_laws(run_data(**measured))
+def paper_findings(**measured: Any) -> list[PaperFinding]:
+    return check_paper_findings(run_data(**measured))
 
 
 def test_a_law_about_every_layer_holds_only_if_every_layer_obeys() -> None:
-    assert laws(hoyer=([0.4, 0.5], [0.3, 0.4]))[0].verdict == HOLDS
-    partly = laws(hoyer=([0.4, 0.4], [0.3, 0.4]))[0]  # equal is not sparser
+    assert paper_findings(hoyer=([0.4, 0.5], [0.3, 0.4]))[0].verdict == HOLDS
+    partly = paper_findings(hoyer=([0.4, 0.4], [0.3, 0.4]))[0]  # equal is not sparser
     assert (partly.verdict, [obeys for _, obeys, _ in partly.layers]) == (PARTLY, [True, False])
     assert "1 of 2 layers" in partly.sentence
-    assert laws(hoyer=([0.2, 0.2], [0.3, 0.4]))[0].verdict == FAILS
-    assert laws()[0].verdict == UNKNOWN
+    assert paper_findings(hoyer=([0.2, 0.2], [0.3, 0.4]))[0].verdict == FAILS
+    assert paper_findings()[0].verdict == UNKNOWN
 
 
 def test_layers_that_were_not_measured_do_not_count() -> None:
-    law = laws(hoyer=([0.4, None, 0.4], [0.3, 0.3, None]))[0]
-    assert law.verdict == HOLDS
-    assert [obeys for _, obeys, _ in law.layers] == [True, None, None]
+    finding = paper_findings(hoyer=([0.4, None, 0.4], [0.3, 0.3, None]))[0]
+    assert finding.verdict == HOLDS
+    assert [obeys for _, obeys, _ in finding.layers] == [True, None, None]
 
 
 def test_dimensionality_is_compared_layer_by_layer() -> None:
-    assert laws(components=([9, 9], [3, 4]))[1].verdict == HOLDS
-    assert laws(components=([9, 4], [3, 4]))[1].verdict == PARTLY
+    assert paper_findings(components=([9, 9], [3, 4]))[1].verdict == HOLDS
+    assert paper_findings(components=([9, 4], [3, 4]))[1].verdict == PARTLY
 
 
 @pytest.mark.parametrize(
@@ -98,7 +106,7 @@ def test_dimensionality_is_compared_layer_by_layer() -> None:
     ],
 )
 def test_growth_with_depth_is_a_matter_of_rank(hoyer: Series, components: Series, verdict: str) -> None:
-    assert laws(hoyer=(hoyer, []), components=(components, []))[2].verdict == verdict
+    assert paper_findings(hoyer=(hoyer, []), components=(components, []))[2].verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -113,7 +121,7 @@ def test_growth_with_depth_is_a_matter_of_rank(hoyer: Series, components: Series
     ],
 )
 def test_ei_correlation_must_fall_from_near_one_to_near_zero(ei: Series, verdict: str) -> None:
-    assert laws(ei=ei)[3].verdict == verdict
+    assert paper_findings(ei=ei)[3].verdict == verdict
 
 
 def test_the_papers_own_series_obey() -> None:
@@ -128,8 +136,8 @@ def test_the_papers_own_series_obey() -> None:
         return [value[0] if isinstance(value, list) else value for value in values]
 
     verdicts = [
-        law.verdict
-        for law in laws(
+        finding.verdict
+        for finding in paper_findings(
             hoyer=(medians("3B", "contributions"), medians("3B", "activations")),
             components=(medians("3F", "contributions"), medians("3F", "activations")),
             ei=medians("3D", "contributions"),
@@ -142,35 +150,35 @@ def test_the_papers_own_series_obey() -> None:
 
 
 def test_selectivity_is_better_the_lower_and_must_be_beyond_chance() -> None:
-    law = laws(
+    finding = paper_findings(
         auc=([-0.4, -0.1, -0.2], [-0.2, -0.3, -0.1]),
         chance=([-0.15, -0.15, -0.25], [-0.15, -0.15, -0.25]),
     )[5]
     # At the second layer activation modes are more selective; at the third random channels reach as far.
-    assert [obeys for _, obeys, _ in law.layers] == [True, False, False]
-    assert law.verdict == PARTLY
-    assert law.stage == "intervene"
-    assert "by contribution modes at 1 of 3 layers and by activation modes at 2 of 3 layers" in law.sentence
-    assert "−0.25 to 0.20" in law.layers[2][2]
+    assert [obeys for _, obeys, _ in finding.layers] == [True, False, False]
+    assert finding.verdict == PARTLY
+    assert finding.stage == "intervene"
+    assert "by contribution modes at 1 of 3 layers and by activation modes at 2 of 3 layers" in finding.sentence
+    assert "−0.25 to 0.20" in finding.layers[2][2]
     # Intervals reach .06 to both sides: those of the first layer do not overlap, those of the third do.
-    assert "are apart, in this direction, at 1 of 3 layers" in law.sentence
-    both_by_chance = laws(auc=([-0.4, -0.4], [-0.2, -0.2]), chance=([-0.5, -0.5], [-0.5, -0.5]))[5]
+    assert "are apart, in this direction, at 1 of 3 layers" in finding.sentence
+    both_by_chance = paper_findings(auc=([-0.4, -0.4], [-0.2, -0.2]), chance=([-0.5, -0.5], [-0.5, -0.5]))[5]
     assert both_by_chance.verdict == FAILS
-    assert laws(auc=([-0.4], [-0.2]), chance=([-0.3], [-0.3]))[5].verdict == HOLDS
+    assert paper_findings(auc=([-0.4], [-0.2]), chance=([-0.3], [-0.3]))[5].verdict == HOLDS
 
 
 def test_without_enough_random_draws_selectivity_is_not_judged() -> None:
-    for law in (
-        laws(auc=([-0.9], [-0.2]))[5],
-        laws(auc=([-0.9], [-0.2]), chance=([-0.1], [-0.1]), draws=18)[5],
+    for finding in (
+        paper_findings(auc=([-0.9], [-0.2]))[5],
+        paper_findings(auc=([-0.9], [-0.2]), chance=([-0.1], [-0.1]), draws=18)[5],
     ):
-        assert law.verdict == UNKNOWN
-        assert "19 random draws" in law.sentence
-    assert laws(auc=([-0.9], [-0.2]), chance=([-0.1], [-0.1]), draws=19)[5].verdict == HOLDS
+        assert finding.verdict == UNKNOWN
+        assert "19 random draws" in finding.sentence
+    assert paper_findings(auc=([-0.9], [-0.2]), chance=([-0.1], [-0.1]), draws=19)[5].verdict == HOLDS
 
 
 def test_numbers_carry_a_true_minus_sign() -> None:
-    assert "−0.10 against −0.30" in laws(auc=([-0.1], [-0.3]), chance=([0.0], [0.0]))[5].sentence
+    assert "−0.10 against −0.30" in paper_findings(auc=([-0.1], [-0.3]), chance=([0.0], [0.0]))[5].sentence
 
 
 def test_rank_correlation_is_spearmans() -> None:
