@@ -65,8 +65,8 @@ def main() -> None:
     for row in rows:
         row["time"] = float(row.pop("seconds")) / reference
         print(f"{row['steps']:>4} {row['points']:8}{row['worst']:>13.2%}{row['middle']:>14.2%}{row['time']:>16.2f}")
-    costs = _costs(model, arguments.layers, images, arguments.rounds)
-    print(f"{'':44}{'cost':>6}")
+    costs = _costs(model, arguments.layers, images, arguments.rounds) if arguments.rounds else {}
+    print(f"{'':44}{'cost':>6}" if costs else "")
     for name, cost in costs.items():
         print(f"{name:44}{cost:>6.2f}")
     result = {"model": arguments.config or arguments.model, "batch": len(images), "residuals": rows, "costs": costs}
@@ -178,7 +178,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--layers", nargs="+", default=["blocks"], help="layer keys, globs or presets")
     parser.add_argument("--batch", type=int, default=16, help="number of images")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 5, 10, 20, 50], help="numbers S; 10 among them")
-    parser.add_argument("--rounds", type=int, default=3, help="counted rounds of the costs, after one to warm up")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="counted rounds of the costs, after one to warm up; 0: none"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
     return parser.parse_args()
 

@@ -317,30 +317,6 @@ def send(tensor: Shaped[Tensor, "..."], device: torch.device) -> Shaped[Tensor, 
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def mixing_quality(pieces: Int[np.ndarray, "rows"], span: int) -> float:
-    """How well an order mixes rows that come in pieces: 1 as a full permutation does, towards 0 the worse.
-
-    With p the shares of the pieces in ``span`` rows that follow each other, Σ p² is the variance of a mean over
-    these rows, for a quantity that is the same within each piece and independent between pieces (Kish 1965,
-    "Survey Sampling": the design effect of clusters): shards sorted by class are such a case, shards that were
-    shuffled when they were packed are not, and mix perfectly in any order. The result is this variance under a
-    full permutation over that under the order: the factor by which a batch is effectively smaller.
-
-    Args:
-        pieces: number of the piece (shard, chunk) that each row comes from, in the order to judge.
-        span: rows that follow each other; spans at the end that are not full do not count.
-    """
-    rows = len(pieces)
-    span = min(span, rows)
-    _, pieces, counts = np.unique(pieces, return_inverse=True, return_counts=True)
-    together = (counts * (counts - 1.0)).sum() / max(rows * (rows - 1.0), 1.0)
-    expected = (1 + (span - 1) * together) / span
-    found = [
-        np.square(np.bincount(pieces[start : start + span]) / span).sum() for start in range(0, rows - span + 1, span)
-    ]
-    return float(expected / np.mean(found))
-
-
 class _Stream:
     """Rows that come in pieces, taken in other portions."""
 
