@@ -50,7 +50,7 @@ def chunk(store: Path, number: int) -> Path:
 def test_verify_says_that_all_is_well_with_exit_code_0(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for options in ([], ["--quick"], ["--repair"]):
         assert main(["store", "verify", str(store.parent), *options]) == 0
-        assert capsys.readouterr().out.splitlines()[-1] == "problems    none"
+        assert capsys.readouterr().out.splitlines()[-1] == "problems  none"
 
 
 def test_commands_find_the_store_of_a_run_that_keeps_it_elsewhere(
